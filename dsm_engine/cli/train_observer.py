@@ -1,0 +1,69 @@
+"""What `dsm train` shows while it runs."""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from dsm_engine.cli.terminal import ProgressLine
+from dsm_engine.training.metrics import RunStart, StepMetrics
+
+# Weight of the newest step in the smoothed tokens/s of the progress bar.
+_RATE_SMOOTHING = 0.1
+_FEW_STEPS = 100
+
+
+class TerminalObserver:
+    """Progress bar with step, loss, tokens/s and ETA; silent on ranks other than 0."""
+
+    def __init__(self) -> None:
+        self._progress = ProgressLine("train")
+        self._silent = os.environ.get("RANK", "0") != "0"
+        self._start: RunStart | None = None
+        self._rate: float | None = None
+        self._validation = ""
+
+    def on_start(self, start: RunStart) -> None:
+        """Says what is trained on what."""
+        self._start = start
+        steps_per_epoch = start.packs_per_epoch / start.global_batch_size
+        self._progress.print(
+            f"{start.num_parameters / 1e6:,.2f} M parameters on {start.world_size} x "
+            f"{start.device}; {start.num_documents:,} documents in {start.packs_per_epoch:,} "
+            f"packs of {start.seq_length:,} tokens; {start.global_batch_size} packs a step, "
+            f"{steps_per_epoch:,.1f} steps an epoch, {start.steps:,} steps "
+            f"({start.steps / steps_per_epoch:,.2f} epochs)"
+        )
+        if start.first_step:
+            self._progress.print(f"resumed after step {start.first_step:,}")
+        if start.steps < _FEW_STEPS and steps_per_epoch < _FEW_STEPS:
+            self._progress.print(
+                f"note: {start.steps} optimizer steps are few; packing a small set leaves few "
+                f"steps an epoch, so raise training.steps or lower training.global_batch_size"
+            )
+
+    def on_step(self, metrics: StepMetrics) -> None:
+        """Moves the bar."""
+        assert self._start is not None
+        rate = metrics.tokens_per_s
+        previous = rate if self._rate is None else self._rate
+        self._rate = previous + _RATE_SMOOTHING * (rate - previous)
+        note = f"loss {metrics.loss:.4f}  {self._rate:,.0f} tokens/s{self._validation}"
+        self._progress.update(metrics.step, self._start.steps, note)
+
+    def on_validation(self, step: int, loss: float) -> None:
+        """Shows the validation loss behind the bar from now on."""
+        self._validation = f"  validation {loss:.4f}"
+        self._progress.print(f"step {step:,}: validation loss {loss:.4f}")
+
+    def on_checkpoint(self, step: int, folder: Path) -> None:
+        """Names the checkpoint."""
+        self._progress.print(f"step {step:,}: checkpoint {folder}")
+
+    def __enter__(self) -> Self:
+        if not self._silent:
+            self._progress.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._silent:
+            self._progress.__exit__(*error)

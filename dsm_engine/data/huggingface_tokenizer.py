@@ -1,0 +1,155 @@
+"""Hugging Face tokenizer.json files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import tokenizers
+
+from dsm_engine.errors import DsmError
+from dsm_engine.files import file_xxh3, read_json
+from dsm_engine.recipes import nearest
+
+_CONFIG = "tokenizer_config.json"
+_BOS_NAMES = ("<｜begin▁of▁sentence｜>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
+_EOS_NAMES = (
+    "<｜end▁of▁sentence｜>",
+    "<|end_of_text|>",
+    "</s>",
+    "<eos>",
+    "<|endoftext|>",
+    "<|im_end|>",
+    "[EOS]",
+)
+
+
+class HuggingFaceTokenizer:
+    """A tokenizer.json, through the tokenizers library, with its control tokens disarmed.
+
+    Control tokens are the added tokens that are marked special, and those that are not but are
+    written like one (`<...>` or `[...]`, as chat models' role markers are). Other added tokens,
+    such as runs of spaces, are ordinary vocabulary.
+    """
+
+    kind = "huggingface"
+
+    def __init__(self, path: Path, *, bos: str | None = None, eos: str | None = None) -> None:
+        self.path = path
+        self.fingerprint = file_xxh3(path)
+        config_path = path.with_name(_CONFIG)
+        has_config = config_path.is_file()
+        self.files = (path, config_path) if has_config else (path,)
+        description = read_json(path)
+        if not isinstance(description, dict) or "model" not in description:
+            raise DsmError(f"{path}: is not a Hugging Face tokenizer.json")
+        controls = _disarm(description)
+        self._beginning = _load(description, path)
+        changed = _without_beginning_marks(description)
+        self._continuation = _load(description, path) if changed else self._beginning
+        self.vocab_size = max(self._beginning.get_vocab().values()) + 1
+        config = read_json(config_path) if has_config else {}
+        names = {token["content"]: token["id"] for token in description["added_tokens"]}
+        self.bos_id = _control_id(path, "bos", bos, config, _BOS_NAMES, names)
+        eos_id = _control_id(path, "eos", eos, config, _EOS_NAMES, names)
+        if eos_id is None:
+            raise DsmError(f"{path}: no EOS token is known; name it (one of: {', '.join(names)})")
+        self.eos_id = eos_id
+        self._check_disarmed(controls)
+
+    def encode(self, text: str, *, continuation: bool = False) -> list[int]:
+        return self.encode_batch([text], continuation=continuation)[0]
+
+    def encode_batch(self, texts: Sequence[str], *, continuation: bool = False) -> list[list[int]]:
+        tokenizer = self._continuation if continuation else self._beginning
+        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
+        tokenizer = self._continuation if continuation else self._beginning
+        return tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def _check_disarmed(self, controls: dict[str, int]) -> None:
+        forbidden = set(controls.values())
+        for content in controls:
+            for text in (content, f"a{content}b", f" {content} ", f"\n{content}\n"):
+                if not forbidden.isdisjoint(self.encode(text)):
+                    raise DsmError(
+                        f"{self.path}: turns {content!r} in plain text into a control id"
+                    )
+
+
+def _disarm(description: dict[str, Any]) -> dict[str, int]:
+    """Marks every control token special and drops what cuts, pads or samples; names to ids."""
+    description["truncation"] = description["padding"] = None
+    if description["model"].get("dropout"):
+        description["model"]["dropout"] = None
+    controls = {}
+    for token in description.setdefault("added_tokens", []):
+        content = token["content"]
+        if token.get("special") or (content[:1] + content[-1:]) in ("<>", "[]"):
+            token["special"] = True
+            controls[content] = token["id"]
+    return controls
+
+
+def _load(description: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(orjson.dumps(description).decode())
+    except Exception as error:  # the library raises no narrower one
+        raise DsmError(f"{path}: is not a Hugging Face tokenizer.json: {error}") from error
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _without_beginning_marks(description: dict[str, Any]) -> bool:
+    """Takes what treats the beginning of a text apart out of the pipeline; whether it was there."""
+    before = orjson.dumps([description.get(part) for part in ("normalizer", "pre_tokenizer")])
+    for part in ("normalizer", "pre_tokenizer", "decoder"):
+        description[part] = _stripped(description.get(part))
+    after = orjson.dumps([description.get(part) for part in ("normalizer", "pre_tokenizer")])
+    return before != after
+
+
+def _stripped(step: Any) -> Any:
+    if not isinstance(step, dict):
+        return step
+    kind = step.get("type")
+    if kind == "Prepend" or (kind == "Strip" and step.get("content") == " "):
+        return None
+    step = dict(step)
+    if kind == "Metaspace":
+        step["prepend_scheme"] = "never"
+        step.pop("add_prefix_space", None)
+    elif kind == "ByteLevel":
+        step["add_prefix_space"] = False
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        if key in step:
+            step[key] = [inner for item in step[key] if (inner := _stripped(item)) is not None]
+    return step
+
+
+def _control_id(
+    path: Path,
+    role: str,
+    explicit: str | None,
+    config: Any,
+    known: Sequence[str],
+    names: dict[str, int],
+) -> int | None:
+    key = f"{role}_token"
+    if explicit is not None:
+        if explicit not in names:
+            raise DsmError(
+                f"{path}: no token {explicit!r} for {key} {nearest(explicit, list(names))}"
+            )
+        return names[explicit]
+    if isinstance(config, dict) and key in config:
+        value = config[key]
+        content = value.get("content") if isinstance(value, dict) else value
+        if content is None:
+            return None
+        if content not in names:
+            raise DsmError(f"{path}: {_CONFIG} names {content!r} as {key}; it is not there")
+        return names[content]
+    return next((names[name] for name in known if name in names), None)

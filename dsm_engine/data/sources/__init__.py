@@ -1,0 +1,1 @@
+"""Readers of published sources, one file each: from a file's rows to examples."""

@@ -1,0 +1,28 @@
+"""The readers by name."""
+
+from typing import Any
+
+from dsm_engine.data.sources.examples import ExamplesReader
+from dsm_engine.data.sources.gsm8k import Gsm8kReader
+from dsm_engine.data.sources.jsonl import JsonlReader
+from dsm_engine.data.sources.math import MathReader
+from dsm_engine.data.sources.reader import Reader
+from dsm_engine.data.sources.tal_scq5k import TalScq5kReader
+from dsm_engine.errors import DsmError
+from dsm_engine.recipes import nearest, validate_recipe
+
+READERS: dict[str, type[Reader]] = {
+    reader.name: reader
+    for reader in (ExamplesReader, JsonlReader, Gsm8kReader, MathReader, TalScq5kReader)
+}
+
+
+def make_reader(
+    name: str, *, source: str = "", options: dict[str, Any] | None = None, where: str = "sources"
+) -> Reader:
+    """The reader called `name`; `where` begins the message of the DsmError it raises."""
+    if name not in READERS:
+        raise DsmError(f"{where}: unknown reader {name!r} {nearest(name, list(READERS))}")
+    reader = READERS[name]
+    checked = validate_recipe(options or {}, reader.Options, f"{where}: options of {name!r}")
+    return reader(source=source, options=checked)

@@ -1,0 +1,145 @@
+"""From a file to its rows, each with its place, in bounded memory."""
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BufferedIOBase, BufferedReader
+from pathlib import Path
+from typing import Any
+
+import orjson
+import xxhash
+
+from dsm_engine.data.example import ExampleFault
+from dsm_engine.errors import DsmError
+
+MAX_LINE_BYTES = 64 << 20
+_BUFFER_BYTES = 1 << 20
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One record of a source as it stands there, before anybody has looked into it."""
+
+    path: Path
+    line: int
+    """From 1."""
+    byte: int
+    """Where the line begins in the file, after decompression."""
+    raw: bytes
+    """The record without its line end; its first bytes where it was too long to be read."""
+    position: int
+    """How far into the file on disk reading has come, in bytes: for progress."""
+    too_long: bool = False
+
+    @property
+    def place(self) -> str:
+        """`file:line:byte`."""
+        return f"{self.path}:{self.line}:{self.byte}"
+
+    @property
+    def digest(self) -> str:
+        """The 64-bit XXH3 of the record: a stable id where the source has none."""
+        return xxhash.xxh3_64(self.raw.strip()).hexdigest()
+
+
+def read_lines(path: Path) -> Iterator[Row]:
+    """The lines of a text file, gzip-compressed or not; blank lines are no rows.
+
+    Raises DsmError where the file is missing, unreadable or damaged.
+    """
+    try:
+        with path.open("rb") as on_disk:
+            compressed = on_disk.peek(2)[:2] == _GZIP_MAGIC
+            file = gzip.GzipFile(fileobj=on_disk) if compressed else on_disk
+            yield from _rows(file, on_disk, path)
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DsmError(f"{path}: cannot be read: {reason}") from error
+
+
+def parse_object(row: Row) -> dict[str, Any]:
+    """The JSON object in a row. Raises ExampleFault, with a cause for each kind of damage."""
+    if row.too_long:
+        raise ExampleFault("line_too_long", f"a line of more than {MAX_LINE_BYTES} bytes")
+    try:
+        value = orjson.loads(row.raw)
+    except orjson.JSONDecodeError as error:
+        raise _json_fault(row.raw, error) from error
+    if not isinstance(value, dict):
+        raise ExampleFault("not_an_object", f"is not a JSON object but {_json_kind(value)}")
+    return value
+
+
+def text_field(record: dict[str, Any], key: str, cause: str) -> str:
+    """The text under `key`, stripped. Raises ExampleFault where it is missing, blank or no text."""
+    if record.get(key) is None:
+        raise ExampleFault(cause, f"{key!r} is missing")
+    value = record[key]
+    if not isinstance(value, str):
+        raise ExampleFault("bad_value", f"{key!r} is not text but {_json_kind(value)}")
+    if not (text := value.strip()):
+        raise ExampleFault(cause, f"{key!r} is blank")
+    return text
+
+
+def optional_text(record: dict[str, Any], key: str) -> str:
+    """The text under `key`; empty where there is none, a number as it is written."""
+    value = record.get(key)
+    if value is None:
+        return ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        raise ExampleFault("bad_value", f"{key!r} is not text but {_json_kind(value)}")
+    return value.strip()
+
+
+def _rows(file: BufferedIOBase, on_disk: BufferedReader, path: Path) -> Iterator[Row]:
+    line, byte = 0, 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        size = len(raw)
+        too_long = size > MAX_LINE_BYTES and not raw.endswith(b"\n")
+        if too_long:
+            raw, size = raw[:_BUFFER_BYTES], size + _skip_line(file)
+        if line == 1:
+            raw = raw.removeprefix(_BYTE_ORDER_MARK)
+        raw = raw.rstrip(b"\r\n")
+        if raw.strip():
+            yield Row(
+                path=path,
+                line=line,
+                byte=byte,
+                raw=raw,
+                position=on_disk.tell(),
+                too_long=too_long,
+            )
+        byte += size
+
+
+def _skip_line(file: BufferedIOBase) -> int:
+    num_bytes = 0
+    while chunk := file.readline(_BUFFER_BYTES):
+        num_bytes += len(chunk)
+        if chunk.endswith(b"\n"):
+            break
+    return num_bytes
+
+
+def _json_fault(raw: bytes, error: orjson.JSONDecodeError) -> ExampleFault:
+    try:
+        raw.decode()
+    except UnicodeDecodeError as decoding:
+        return ExampleFault("bad_utf8", f"is not UTF-8 at byte {decoding.start} of the line")
+    if "surrogate" in error.msg:
+        return ExampleFault("lone_surrogate", f"half a character: {error.msg}")
+    return ExampleFault("bad_json", f"is not JSON: {error.msg} (column {error.colno})")
+
+
+def _json_kind(value: Any) -> str:
+    kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
+    return "nothing" if value is None else kinds.get(type(value), "a number")

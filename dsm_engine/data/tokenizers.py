@@ -1,0 +1,124 @@
+"""SentencePiece and Hugging Face tokenizers behind one interface, safe for foreign text.
+
+Three promises the libraries alone do not make: text never becomes a control id, whatever it holds;
+a segment that continues a text is encoded without the space some models put before a text; nothing
+is cut, padded or sampled.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from dsm_engine.errors import DsmError
+
+
+class Tokenizer(Protocol):
+    """Text to ids and back. Neither direction adds or shows BOS and EOS."""
+
+    @property
+    def kind(self) -> str:
+        """`sentencepiece` or `huggingface`."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The model file."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """What a folder needs for this tokenizer to load from it."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """The 64-bit XXH3 of the model file, 16 hexadecimal digits."""
+        ...
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest id plus one."""
+        ...
+
+    @property
+    def bos_id(self) -> int | None: ...
+
+    @property
+    def eos_id(self) -> int: ...
+
+    def encode(self, text: str, *, continuation: bool = False) -> list[int]:
+        """The ids of `text`; `continuation` says that text precedes it (see `encode_segments`)."""
+        ...
+
+    def encode_batch(
+        self, texts: Sequence[str], *, continuation: bool = False
+    ) -> list[list[int]]: ...
+
+    def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
+        """The text of `ids`, control ids left out; a continuation keeps its leading space."""
+        ...
+
+
+def load_tokenizer(path: Path, *, bos: str | None = None, eos: str | None = None) -> Tokenizer:
+    """The tokenizer in a tokenizer.model or tokenizer.json file, or in a folder that holds one.
+
+    `bos` and `eos` name the control tokens of a tokenizer.json; without them
+    tokenizer_config.json beside it does, then well-known names. Raises DsmError.
+    """
+    file = _model_file(path)
+    if file.suffix == ".json":
+        from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
+
+        return HuggingFaceTokenizer(file, bos=bos, eos=eos)
+    if bos or eos:
+        raise DsmError(f"{file}: BOS and EOS of a SentencePiece model stand in the model itself")
+    from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    return SentencePieceTokenizer(file)
+
+
+def encode_segments(tokenizer: Tokenizer, segments: Sequence[str]) -> list[list[int]]:
+    """The ids of each segment of one text, as preprocessing and evaluation both encode them.
+
+    The first is the beginning of a text, the others are continuations.
+    """
+    first = tokenizer.encode_batch(segments[:1])
+    return first + tokenizer.encode_batch(segments[1:], continuation=True)
+
+
+def encode_prompt(tokenizer: Tokenizer, segments: Sequence[str]) -> list[int]:
+    """BOS, where the tokenizer has one, and the ids of the segments."""
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return bos + [token for ids in encode_segments(tokenizer, segments) for token in ids]
+
+
+def train_sentencepiece(
+    texts: Iterable[str], *, path: Path, vocab_size: int, symbols: Sequence[str] = ()
+) -> None:
+    """Trains a BPE model that decodes to exactly what it encoded, and publishes it at `path`.
+
+    Args:
+        texts: What it learns from; any length, newlines included.
+        path: The .model file.
+        vocab_size: Pieces in all. Where the bytes of unseen characters fit beside the rest (no
+            more than a half is spent on them and on the symbols), they get a piece each.
+        symbols: Strings that are always one piece, even when user text holds them.
+
+    The same texts give the same bytes. Raises DsmError where the size does not suit the texts.
+    """
+    from dsm_engine.data.sentencepiece_tokenizer import train
+
+    train(texts, path=path, vocab_size=vocab_size, symbols=symbols)
+
+
+def _model_file(path: Path) -> Path:
+    if not path.exists():
+        raise DsmError(
+            f"{path}: no tokenizer there; give a tokenizer.model, a tokenizer.json or a folder"
+        )
+    if not path.is_dir():
+        return path
+    for name in ("tokenizer.model", "tokenizer.json"):
+        if (path / name).is_file():
+            return path / name
+    raise DsmError(f"{path}: holds neither tokenizer.model nor tokenizer.json")

@@ -1,0 +1,70 @@
+"""Files reach their final name only whole: write aside, fsync, rename, fsync the folder."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import xxhash
+
+from dsm_engine.errors import DsmError
+
+_CHUNK_BYTES = 1 << 20
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Yields a binary file that becomes `path` when the block ends, and nothing when it raises."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+    fsync_folder(path.parent)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Publishes `value` as indented JSON at `path`, atomically."""
+    with atomic_file(path) as file:
+        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
+
+
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`. Raises DsmError where it is missing, unreadable or not JSON."""
+    try:
+        return orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except orjson.JSONDecodeError as error:
+        raise DsmError(f"{path}: is not JSON: {error}") from error
+
+
+def file_xxh3(path: Path) -> str:
+    """The 64-bit XXH3 of the file's bytes, 16 hexadecimal digits."""
+    digest = xxhash.xxh3_64()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""The model: Megatron-Core layer specs, attention over packs, loss, Hugging Face weights."""

@@ -1,0 +1,158 @@
+"""Builds this rank's part of the model and fills it with fresh weights."""
+
+import math
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
+from torch import Tensor
+
+from dsm_engine.model.config import ModelConfig, Precision
+from dsm_engine.model.spec import portable_block_spec
+from dsm_engine.parallel.config import ParallelConfig
+from dsm_engine.parallel.context import ParallelContext
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_gpt(
+    model: ModelConfig, parallel: ParallelConfig, precision: Precision, context: ParallelContext
+) -> GPTModel:
+    """This rank's stage and shard of the model, on its device, weights not yet meaningful."""
+    config = _transformer_config(model, parallel, precision, context)
+    num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=context.pp_rank)
+    gpt = GPTModel(
+        config,
+        portable_block_spec(num_layers),
+        vocab_size=model.vocab_size,
+        max_sequence_length=model.max_position_embeddings,
+        pre_process=context.is_first_stage,
+        post_process=context.is_last_stage,
+        share_embeddings_and_output_weights=model.tie_word_embeddings,
+        position_embedding_type="rope",
+        rotary_base=int(model.rotary_base),
+    )
+    return gpt.to(device=context.device, dtype=DTYPES[precision])
+
+
+@dataclass(frozen=True, kw_only=True)
+class NamedShard:
+    """One parameter of this rank and where it lies in the whole model's parameter."""
+
+    name: str
+    """Name in the whole model: layers are numbered across pipeline stages."""
+    parameter: torch.nn.Parameter
+    full_shape: tuple[int, ...]
+    partition_dim: int | None
+    """Dimension split over TP ranks; None where every rank holds all of it."""
+    tp_rank: int
+    tp_size: int
+
+    def shard_of(self, full: Tensor) -> Tensor:
+        """This rank's part of a tensor of `full_shape`."""
+        assert tuple(full.shape) == self.full_shape, (self.name, full.shape, self.full_shape)
+        if self.partition_dim is None or self.tp_size == 1:
+            return full
+        if self.name.endswith("mlp.linear_fc1.weight"):
+            # Gate and up projections are stacked, and each is split by itself.
+            halves = [half.chunk(self.tp_size)[self.tp_rank] for half in full.chunk(2)]
+            return torch.cat(halves)
+        return full.chunk(self.tp_size, dim=self.partition_dim)[self.tp_rank]
+
+
+def named_shards(gpt: GPTModel, context: ParallelContext) -> Iterator[NamedShard]:
+    """Every parameter this rank holds, under its name in the whole model."""
+    offset = get_transformer_layer_offset(gpt.config, vp_stage=None, pp_rank=context.pp_rank)
+    for local_name, parameter in gpt.named_parameters():
+        sharded = getattr(parameter, "tensor_model_parallel", False)
+        partition_dim: int | None = getattr(parameter, "partition_dim", None) if sharded else None
+        shape = list(parameter.shape)
+        if partition_dim is not None:
+            shape[partition_dim] *= context.tp_size
+        yield NamedShard(
+            name=_global_name(local_name, offset),
+            parameter=parameter,
+            full_shape=tuple(shape),
+            partition_dim=partition_dim,
+            tp_rank=context.tp_rank,
+            tp_size=context.tp_size,
+        )
+
+
+def initialize_weights(
+    gpt: GPTModel, model: ModelConfig, context: ParallelContext, *, seed: int
+) -> None:
+    """Fresh weights that depend on the seed and the parameter's name alone.
+
+    So every layout starts from the same model. Normal with `init_method_std`; projections back
+    to the residual stream have it divided by sqrt(2 * num_layers) (GPT-2, section 2.3); norms 1.
+    """
+    residual_std = model.init_method_std / math.sqrt(2 * model.num_layers)
+    for shard in named_shards(gpt, context):
+        with torch.no_grad():
+            if len(shard.full_shape) == 1:
+                shard.parameter.fill_(1.0)
+                continue
+            to_residual = shard.name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+            std = residual_std if to_residual else model.init_method_std
+            name = shard.name
+            if model.tie_word_embeddings and name == "output_layer.weight":
+                name = "embedding.word_embeddings.weight"  # the last stage's copy under PP
+            # torch's generator takes 32 bits of a seed, so both go through one hash.
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
+            full = torch.randn(shard.full_shape, generator=generator) * std
+            shard.parameter.copy_(shard.shard_of(full))
+
+
+def _global_name(local_name: str, layer_offset: int) -> str:
+    parts = local_name.split(".")
+    if "layers" in parts:
+        layer = parts.index("layers") + 1
+        parts[layer] = str(int(parts[layer]) + layer_offset)
+    return ".".join(parts)
+
+
+def _transformer_config(
+    model: ModelConfig, parallel: ParallelConfig, precision: Precision, context: ParallelContext
+) -> TransformerConfig:
+    on_cpu = context.device.type == "cpu"
+    dtype = DTYPES[precision]
+    options: dict[str, Any] = {
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "num_attention_heads": model.num_attention_heads,
+        "num_query_groups": model.num_query_groups,
+        "kv_channels": model.head_dim,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "layernorm_epsilon": model.layernorm_epsilon,
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        # Dropout would make the loss depend on the layout: the recipe has none.
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
+        "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "sequence_parallel": parallel.sequence_parallel,
+        "bf16": precision == "bf16",
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "perform_initialization": False,
+        "use_cpu_initialization": on_cpu,
+        # Fusions are torch.compile or CUDA kernels.
+        "bias_activation_fusion": not on_cpu,
+        "bias_dropout_fusion": not on_cpu,
+        "gradient_accumulation_fusion": False,
+        "batch_p2p_sync": not on_cpu,
+        # The loss is a sum; Megatron divides gradients once by the global token count.
+        "calculate_per_token_loss": True,
+    }
+    return TransformerConfig(**options)

@@ -1,0 +1,129 @@
+"""Starts and ends the process groups of one job, on CPU/gloo and CUDA/NCCL alike."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from dsm_engine.errors import DsmError
+from dsm_engine.parallel import cpu_backend
+from dsm_engine.parallel.config import ParallelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelContext:
+    """Where this rank stands. Sizes count ranks; the data-parallel group leaves TP and PP out."""
+
+    device: torch.device
+    rank: int
+    world_size: int
+    dp_rank: int
+    dp_size: int
+    tp_rank: int
+    tp_size: int
+    pp_rank: int
+    pp_size: int
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the output layer and computes the loss."""
+        return self.pp_rank == self.pp_size - 1
+
+    def optimizer_scope(self) -> contextlib.AbstractContextManager[object]:
+        """Goes around building, stepping, saving and loading the optimizer; free on CUDA."""
+        if self.device.type == "cuda":
+            return contextlib.nullcontext()
+        return cpu_backend.CudaNamesAsCpu()
+
+
+@contextlib.contextmanager
+def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelContext]:
+    """Joins the job torchrun started (or makes a job of one process) and leaves it at the end.
+
+    Raises DsmError where the device asked for is absent or the world does not fit the layout.
+    """
+    device = _choose_device(config)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size % config.model_parallel_size:
+        raise DsmError(
+            f"parallel: TP {config.tensor_model_parallel_size} x PP "
+            f"{config.pipeline_model_parallel_size} does not divide the world of {world_size} "
+            f"process(es); start it with torchrun --nproc-per-node "
+            f"{config.model_parallel_size} or change the layout"
+        )
+    if device.type == "cpu":
+        cpu_backend.install()
+    from megatron.core import parallel_state
+
+    _join(device, timedelta(seconds=config.timeout_s))
+    try:
+        parallel_state.initialize_model_parallel(
+            config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+        )
+        try:
+            tp_rank = parallel_state.get_tensor_model_parallel_rank()
+            _seed(device, seed, tp_rank)
+            yield ParallelContext(
+                device=device,
+                rank=dist.get_rank(),
+                world_size=dist.get_world_size(),
+                dp_rank=parallel_state.get_data_parallel_rank(),
+                dp_size=parallel_state.get_data_parallel_world_size(),
+                tp_rank=tp_rank,
+                tp_size=parallel_state.get_tensor_model_parallel_world_size(),
+                pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+                pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+            )
+        finally:
+            parallel_state.destroy_model_parallel()
+    finally:
+        dist.destroy_process_group()
+
+
+def _choose_device(config: ParallelConfig) -> torch.device:
+    have_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not have_cuda:
+        raise DsmError(
+            "parallel.device=cuda: torch sees no CUDA device; check the driver and that torch is "
+            "a CUDA build, or set parallel.device=cpu"
+        )
+    if config.device == "cpu" and have_cuda:
+        raise DsmError(
+            "parallel.device=cpu: this machine has a GPU and Megatron-Core would use it; hide it "
+            "with CUDA_VISIBLE_DEVICES= (empty) to run on the CPU"
+        )
+    if not have_cuda:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
+
+
+def _join(device: torch.device, timeout: timedelta) -> None:
+    backend = "gloo" if device.type == "cpu" else "nccl"
+    if "RANK" in os.environ:
+        dist.init_process_group(backend, timeout=timeout)
+    else:
+        # A job of one needs no port: nothing to collide with a neighbour's.
+        dist.init_process_group(
+            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
+        )
+
+
+def _seed(device: torch.device, seed: int, tp_rank: int) -> None:
+    torch.manual_seed(seed)
+    if device.type == "cpu":
+        cpu_backend.seed_tracker(seed, tp_rank)
+    else:
+        from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
+
+        model_parallel_cuda_manual_seed(seed)

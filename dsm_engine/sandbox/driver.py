@@ -1,0 +1,247 @@
+"""The driver inside the sandbox: reads programs, forks one process for each, answers.
+
+Runs as process 1 of its namespace, so that no program can signal it, by a bare interpreter with
+the standard library only; its arguments are folders of packages that programs may import.
+A message is a length (4 bytes, big endian) and JSON. Requests: program, timeout_s, memory_mib.
+Responses: stdout, error, timed_out, and last (the driver gives up; start another).
+"""
+
+import gc
+import importlib
+import json
+import os
+import resource
+import select
+import shutil
+import signal
+import site
+import sys
+import time
+import traceback
+import types
+
+import seccomp_filter
+
+MAX_STDOUT_BYTES = 64 * 1024
+_MAX_ERROR_BYTES = 4096
+_MAX_FILE_BYTES = 8 << 20
+_MAX_OPEN_FILES = 64
+_MAX_PROCESSES = 64
+_MAX_LEFTOVERS = 100  # entries in /tmp that are worth deleting one by one
+_ERROR_FD = 3
+# Imported here, once, when a program names one; every later fork has it for nothing.
+_PRELOADED = ("sympy", "numpy")
+
+
+def main() -> None:
+    requests, responses = os.dup(0), os.dup(1)
+    null = os.open(os.devnull, os.O_RDWR)
+    sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]  # noqa: PTH120
+    sys.path += sys.argv[1:]
+    site.setquit()
+    _write_message(responses, {"ready": _check_filter()})
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    while (request := _read_message(requests)) is not None:
+        _preload(request["program"])
+        response = _run(**request)
+        response["last"] = not _clean_tmp()
+        _write_message(responses, response)
+        if response["last"]:
+            return
+
+
+def _run(program: str, timeout_s: float, memory_mib: int) -> dict:
+    deadline = time.monotonic() + timeout_s
+    stdout_read, stdout_write = os.pipe()
+    error_read, error_write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        _run_child(program, timeout_s, memory_mib, stdout_write, error_write)
+    os.close(stdout_write)
+    os.close(error_write)
+    stdout, error = bytearray(), bytearray()
+    timed_out = not _capture({stdout_read: stdout, error_read: error}, deadline)
+    status = None if timed_out else _wait(child, deadline)
+    if status is None:
+        timed_out = True
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    os.close(stdout_read)
+    os.close(error_read)
+    message = error.decode(errors="replace").strip()
+    if timed_out:
+        message = f"TimeoutError: the program ran longer than {timeout_s:g} s"
+    elif not message and os.WIFSIGNALED(status):
+        message = f"killed by signal {signal.Signals(os.WTERMSIG(status)).name}"
+    elif not message and os.WEXITSTATUS(status):
+        message = f"exited with status {os.WEXITSTATUS(status)}"
+    return {"stdout": stdout.decode(errors="replace"), "error": message, "timed_out": timed_out}
+
+
+def _capture(buffers: dict[int, bytearray], deadline: float) -> bool:
+    """Reads until every pipe is at its end, dropping what exceeds the limits; False: time is up."""
+    limits = dict(zip(buffers, (MAX_STDOUT_BYTES, _MAX_ERROR_BYTES), strict=True))
+    unfinished = list(buffers)
+    while unfinished:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return False
+        for fd in select.select(unfinished, [], [], left)[0]:
+            chunk = os.read(fd, 1 << 16)
+            if chunk:
+                buffers[fd] += chunk[: limits[fd] - len(buffers[fd])]
+            else:
+                unfinished.remove(fd)
+    return True
+
+
+def _wait(child: int, deadline: float) -> int | None:
+    """The child's wait status, None where it still runs at the deadline."""
+    pause_s = 0.0001
+    while True:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            return status
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.01)
+
+
+def _run_child(
+    program: str, timeout_s: float, memory_mib: int, stdout_fd: int, error_fd: int
+) -> None:
+    """Becomes the program; never returns."""
+    status = 1
+    try:
+        os.dup2(stdout_fd, 1)
+        os.dup2(error_fd, _ERROR_FD)
+        os.closerange(_ERROR_FD + 1, 256)
+        os.setsid()
+        os.chdir("/tmp")
+        _set_limits(timeout_s, memory_mib)
+        seccomp_filter.install(os.getpid())
+        status = _execute(program)
+    finally:
+        os._exit(status)
+
+
+def _set_limits(timeout_s: float, memory_mib: int) -> None:
+    cpu_s = int(timeout_s) + 2
+    for name, limit in (
+        (resource.RLIMIT_AS, memory_mib << 20),
+        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_FSIZE, _MAX_FILE_BYTES),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
+        (resource.RLIMIT_NPROC, _MAX_PROCESSES),
+        (resource.RLIMIT_CORE, 0),
+        (resource.RLIMIT_MEMLOCK, 0),
+        (resource.RLIMIT_MSGQUEUE, 0),
+    ):
+        resource.setrlimit(name, (limit, limit))
+
+
+def _execute(program: str) -> int:
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    status, error = 0, ""
+    try:
+        exec(compile(program, "<program>", "exec"), module.__dict__)
+        _join_threads()
+    except SystemExit as exit_request:
+        if exit_request.code not in (None, 0):
+            status, error = 1, f"SystemExit: {exit_request.code}"
+    except BaseException as exception:  # noqa: BLE001 - whatever a program raises is its result
+        status = 1
+        lines = "".join(traceback.format_exception_only(exception)).strip().splitlines()
+        error = lines[-1] if lines else type(exception).__name__
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        status = 1
+    if error:
+        os.write(_ERROR_FD, error.encode(errors="replace")[:_MAX_ERROR_BYTES])
+    return status
+
+
+def _join_threads() -> None:
+    threading = sys.modules.get("threading")
+    if threading is not None:
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+
+
+def _check_filter() -> str:
+    """Tries the filter in a process of its own; "" where it works, else what is wrong."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            seccomp_filter.install(os.getpid())
+        except OSError as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    problem = os.read(read, _MAX_ERROR_BYTES).decode(errors="replace")
+    os.close(read)
+    _, status = os.waitpid(child, 0)
+    return problem or ("" if status == 0 else f"the filter's test ended with status {status}")
+
+
+def _preload(program: str) -> None:
+    for name in _PRELOADED:
+        if name in program and name not in sys.modules:
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                sys.modules.pop(name, None)  # the program will see the error itself
+            gc.freeze()
+
+
+def _clean_tmp() -> bool:
+    """Empties /tmp after a program; False where that would take long or does not work."""
+    entries = os.listdir("/tmp")  # noqa: PTH208
+    if len(entries) > _MAX_LEFTOVERS:
+        return False
+    for entry in entries:
+        path = f"/tmp/{entry}"
+        # A folder may be deep or full: a new sandbox is the faster broom.
+        if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
+            if len(os.listdir(path)):  # noqa: PTH208
+                return False
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.unlink(path)  # noqa: PTH108
+    return not os.listdir("/tmp")  # noqa: PTH208
+
+
+def _read_message(fd: int) -> dict | None:
+    header = _read_exactly(fd, 4)
+    if header is None:
+        return None
+    body = _read_exactly(fd, int.from_bytes(header, "big"))
+    return None if body is None else json.loads(body)
+
+
+def _read_exactly(fd: int, size: int) -> bytes | None:
+    data = bytearray()
+    while len(data) < size:
+        chunk = os.read(fd, size - len(data))
+        if not chunk:
+            return None
+        data += chunk
+    return bytes(data)
+
+
+def _write_message(fd: int, message: dict) -> None:
+    body = json.dumps(message).encode()
+    data = memoryview(len(body).to_bytes(4, "big") + body)
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,250 @@
+"""Programs in, what they printed out: several drivers, each in a bubblewrap of its own.
+
+A program runs without network, without the machine's files, with limits on time, memory, output,
+files and processes. There is no way to run one without the sandbox: where bubblewrap is missing,
+`Sandbox()` raises and `sandbox_status()` says what to install.
+"""
+
+import json
+import os
+import platform
+import select
+import subprocess
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from threading import Lock
+from types import TracebackType
+from typing import Any
+
+from dsm_engine.errors import DsmError
+from dsm_engine.sandbox.bubblewrap import driver_command, find_bwrap
+
+_START_TIMEOUT_S = 30.0
+_GRACE_S = 15.0  # beyond a program's own time-out: the driver's imports, a loaded machine
+_MAX_PROGRAM_BYTES = 1 << 20
+_MAX_RESPONSE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramResult:
+    """What one program did."""
+
+    stdout: str
+    """What it printed, up to 64 KiB; the rest is dropped."""
+    error: str
+    """The last line of its traceback, or what ended it; "" where it ended well."""
+    timed_out: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SandboxStatus:
+    """Whether programs can be run here."""
+
+    available: bool
+    reason: str
+    """One line: why not, and what to do; "" where they can."""
+
+
+def sandbox_status() -> SandboxStatus:
+    """Tries the sandbox: starts one driver and ends it (about 0.1 s)."""
+    if platform.system() != "Linux":
+        return SandboxStatus(available=False, reason="the sandbox needs Linux (bubblewrap)")
+    bwrap = find_bwrap()
+    if bwrap is None:
+        reason = "bwrap is not installed: apt-get install bubblewrap"
+        return SandboxStatus(available=False, reason=reason)
+    try:
+        _Driver(bwrap).close()
+    except _StartError as error:
+        return SandboxStatus(available=False, reason=str(error))
+    return SandboxStatus(available=True, reason="")
+
+
+class Sandbox:
+    """Runs batches of programs in `workers` sandboxes at a time.
+
+    `timeout_s` is each program's wall-clock limit, `memory_mib` its address space. Raises DsmError
+    where the sandbox is not available. A context manager; not to be shared by processes.
+    """
+
+    def __init__(
+        self, *, timeout_s: float = 10.0, memory_mib: int = 512, workers: int = 2
+    ) -> None:
+        if timeout_s <= 0 or memory_mib < 64 or workers < 1:
+            raise DsmError(
+                "sandbox: timeout_s must be above 0, memory_mib at least 64, workers at least 1 "
+                f"(found {timeout_s}, {memory_mib}, {workers})"
+            )
+        status = sandbox_status()
+        bwrap = find_bwrap()
+        if not status.available or bwrap is None:
+            raise DsmError(f"programs cannot be run: {status.reason}")
+        self._bwrap = bwrap
+        self._timeout_s = timeout_s
+        self._memory_mib = memory_mib
+        self._drivers: list[_Driver | None] = [None] * workers
+        self._lock = Lock()
+
+    def run(self, programs: Sequence[str]) -> list[ProgramResult]:
+        """Runs the programs, each by itself, and returns their results in order."""
+        with self._lock:
+            results: dict[int, ProgramResult] = {}
+            waiting = list(range(len(programs)))[::-1]
+            running: dict[int, int] = {}  # driver index: program index
+            while len(results) < len(programs):
+                for driver_idx in range(len(self._drivers)):
+                    if waiting and driver_idx not in running:
+                        program_idx = waiting.pop()
+                        rejected = self._start(driver_idx, programs[program_idx])
+                        if rejected is None:
+                            running[driver_idx] = program_idx
+                        else:
+                            results[program_idx] = rejected
+                for driver_idx, result in self._wait(list(running)):
+                    results[running.pop(driver_idx)] = result
+            return [results[idx] for idx in range(len(programs))]
+
+    def close(self) -> None:
+        """Ends the drivers and whatever runs in them."""
+        for idx in range(len(self._drivers)):
+            self._end(idx)
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _start(self, driver_idx: int, program: str) -> ProgramResult | None:
+        """Hands a program to a driver; returns its result where it is refused unrun."""
+        request = {"program": program, "timeout_s": self._timeout_s}
+        body = json.dumps(request | {"memory_mib": self._memory_mib}).encode()
+        if len(body) > _MAX_PROGRAM_BYTES:
+            error = f"the program is longer than {_MAX_PROGRAM_BYTES} bytes"
+            return ProgramResult(stdout="", error=error, timed_out=False)
+        for _ in range(2):  # a driver may have died since; a fresh one takes the program
+            try:
+                driver = self._drivers[driver_idx] or _Driver(self._bwrap)
+            except _StartError as error:
+                raise DsmError(f"programs cannot be run: {error}") from error
+            self._drivers[driver_idx] = driver
+            try:
+                driver.send(body, deadline=time.monotonic() + self._timeout_s + _GRACE_S)
+                return None
+            except BrokenPipeError:
+                self._end(driver_idx)
+        raise DsmError("programs cannot be run: the sandbox ends as soon as it starts")
+
+    def _wait(self, driver_indices: list[int]) -> list[tuple[int, ProgramResult]]:
+        """Waits until at least one of the running programs has a result or none can come."""
+        drivers = {idx: driver for idx in driver_indices if (driver := self._drivers[idx])}
+        if not drivers:
+            return []
+        left = min(driver.deadline for driver in drivers.values()) - time.monotonic()
+        fds = {driver.fileno(): idx for idx, driver in drivers.items()}
+        readable = select.select(list(fds), [], [], max(0.0, left))[0]
+        finished: list[tuple[int, ProgramResult]] = []
+        for idx in [fds[fd] for fd in readable]:
+            response = drivers[idx].receive()
+            if response is None:
+                continue
+            if response.pop("last", True):
+                self._end(idx)
+            finished.append((idx, ProgramResult(**response)))
+        for idx, driver in drivers.items():
+            if time.monotonic() > driver.deadline and idx not in dict(finished):
+                self._end(idx)
+                error = "TimeoutError: the program and its sandbox did not answer"
+                finished.append((idx, ProgramResult(stdout="", error=error, timed_out=True)))
+        return finished
+
+    def _end(self, driver_idx: int) -> None:
+        driver = self._drivers[driver_idx]
+        self._drivers[driver_idx] = None
+        if driver is not None:
+            driver.close()
+
+
+class _StartError(Exception):
+    """The sandbox does not start; the message is one line with the way out."""
+
+
+class _Driver:
+    """One bubblewrap process and the conversation with the driver in it."""
+
+    def __init__(self, bwrap: str) -> None:
+        self._process = subprocess.Popen(
+            driver_command(bwrap),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            bufsize=0,
+        )
+        self._received = bytearray()
+        self.deadline = time.monotonic() + _START_TIMEOUT_S
+        hello = self._first_message()
+        if hello is None or hello["ready"] != "":
+            problem = hello["ready"] if hello else self._last_words()
+            self.close()
+            raise _StartError(
+                f"bwrap refuses to start ({problem}): allow unprivileged user namespaces here "
+                "(in docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined)"
+            )
+
+    def fileno(self) -> int:
+        assert self._process.stdout is not None
+        return self._process.stdout.fileno()
+
+    def send(self, body: bytes, *, deadline: float) -> None:
+        """Sends one request. Raises BrokenPipeError where the driver is gone."""
+        assert self._process.stdin is not None
+        self.deadline = deadline
+        data = memoryview(len(body).to_bytes(4, "big") + body)
+        while data:
+            data = data[os.write(self._process.stdin.fileno(), data) :]
+
+    def receive(self) -> dict[str, Any] | None:
+        """Reads what is there: a whole response, or None where more is to come."""
+        chunk = os.read(self.fileno(), 1 << 16)
+        self._received += chunk
+        size = int.from_bytes(self._received[:4], "big") if len(self._received) >= 4 else 0
+        if not chunk or size > _MAX_RESPONSE_BYTES:
+            error = "the program ended its sandbox"
+            return {"stdout": "", "error": error, "timed_out": False, "last": True}
+        if not size or len(self._received) < 4 + size:
+            return None
+        body = bytes(self._received[4 : 4 + size])
+        del self._received[: 4 + size]
+        return json.loads(body)
+
+    def close(self) -> None:
+        """Kills bubblewrap; the kernel kills all that ran in its namespaces."""
+        with suppress(ProcessLookupError):
+            self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            assert pipe is not None
+            pipe.close()
+        self._process.wait()
+
+    def _first_message(self) -> dict[str, Any] | None:
+        while True:
+            left = self.deadline - time.monotonic()
+            if left <= 0 or not select.select([self.fileno()], [], [], left)[0]:
+                return None
+            message = self.receive()
+            if message is not None:
+                return message if "ready" in message else None
+
+    def _last_words(self) -> str:
+        self._process.kill()
+        assert self._process.stderr is not None
+        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no message"

@@ -1,0 +1,223 @@
+"""Checkpoints: Megatron's distributed format plus a description a person can read.
+
+RUN/checkpoints/step_00000100/  Megatron's files and dsm.json (step, model shape, data identity)
+RUN/checkpoints/latest          the name of the newest whole checkpoint
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+
+from dsm_engine.errors import DsmError
+from dsm_engine.files import atomic_file, fsync_folder, read_json, write_json
+from dsm_engine.model.config import ModelConfig
+from dsm_engine.parallel.context import ParallelContext
+from dsm_engine.recipes import validate_recipe
+
+_DESCRIPTION = "dsm.json"
+_FORMAT_VERSION = 1
+_SHARDING = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "singleton_local_shards": False,
+    "chained_optim_avoid_prefix": True,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointDescription:
+    """What `dsm.json` says of a checkpoint."""
+
+    step: int
+    """Optimizer steps done."""
+    model: ModelConfig
+    precision: str
+    stream: dict[str, Any]
+    """What fixes the stream of examples: a resumed run must have the same."""
+
+
+def checkpoint_folder(run: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return run / "checkpoints" / f"step_{step:08d}"
+
+
+def latest_checkpoint(run: Path) -> Path | None:
+    """The newest whole checkpoint of a run, or None where there is none."""
+    pointer = run / "checkpoints" / "latest"
+    if not pointer.exists():
+        return None
+    name = pointer.read_text(encoding="utf-8").strip()
+    folder = pointer.parent / name
+    if "/" in name or not (folder / _DESCRIPTION).exists():
+        raise DsmError(
+            f"{pointer}: names {name!r}, which is not a checkpoint; write the name of a folder "
+            f"beside it into that file, or delete it to start again"
+        )
+    return folder
+
+
+def describe_checkpoint(folder: Path) -> CheckpointDescription:
+    """Reads dsm.json. Raises DsmError where `folder` is not a checkpoint of this engine."""
+    path = folder / _DESCRIPTION
+    if not path.exists():
+        raise DsmError(f"{folder}: is not a checkpoint of this engine (it has no {_DESCRIPTION})")
+    values = read_json(path)
+    version = values.get("format_version") if isinstance(values, dict) else None
+    if version != _FORMAT_VERSION:
+        raise DsmError(f"{path}: format version {version}, this engine reads {_FORMAT_VERSION}")
+    try:
+        return CheckpointDescription(
+            step=values["step"],
+            model=validate_recipe(values["model"], ModelConfig, str(path)),
+            precision=values["precision"],
+            stream=values["stream"],
+        )
+    except KeyError as error:
+        raise DsmError(f"{path}: key {error.args[0]!r} is missing") from error
+
+
+def save_checkpoint(
+    run: Path,
+    description: CheckpointDescription,
+    gpt: GPTModel,
+    optimizer: MegatronOptimizer | None,
+    context: ParallelContext,
+    *,
+    keep: int,
+) -> Path:
+    """Writes a checkpoint on all ranks together and then points `latest` at it.
+
+    It is written aside and renamed, so a folder under its final name is whole; the newest `keep`
+    and step 0 stay.
+    """
+    folder = checkpoint_folder(run, description.step)
+    aside = folder.with_name(f".{folder.name}.tmp")
+    if context.rank == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    dist.barrier()
+    with context.optimizer_scope():
+        state = _sharded_state(gpt, optimizer, loading=False)
+        dist_checkpointing.save(state, str(aside), content_metadata=_SHARDING)
+    dist.barrier()
+    if context.rank == 0:
+        _publish(aside, folder, description, has_optimizer=optimizer is not None)
+        _drop_old(run, keep)
+    dist.barrier()
+    return folder
+
+
+def load_checkpoint(
+    folder: Path,
+    expected_model: ModelConfig,
+    gpt: GPTModel,
+    optimizer: MegatronOptimizer | None,
+    context: ParallelContext,
+) -> CheckpointDescription:
+    """Fills the model (and the optimizer) from a checkpoint written under any layout.
+
+    Raises DsmError where the checkpoint is of another model or cannot be read.
+    """
+    description = describe_checkpoint(folder)
+    differences = expected_model.differences(description.model)
+    if differences:
+        raise DsmError(
+            f"{folder}: is a checkpoint of another model ({'; '.join(differences)}); "
+            f"use its recipe or another run folder"
+        )
+    with context.optimizer_scope():
+        if optimizer is not None:
+            _initialize_states(optimizer)
+        state = _sharded_state(gpt, optimizer, loading=True)
+        loaded = dist_checkpointing.load(state, str(folder))
+        gpt.load_state_dict(loaded["model"])
+        if optimizer is not None:
+            optimizer.load_state_dict(loaded["optimizer"])
+            _separate_step_counters(optimizer)
+    return description
+
+
+def _sharded_state(
+    gpt: GPTModel, optimizer: MegatronOptimizer | None, *, loading: bool
+) -> dict[str, Any]:
+    group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+    metadata = {**_SHARDING, "dp_cp_group": group}
+    state: dict[str, Any] = {"model": gpt.sharded_state_dict(metadata=metadata)}
+    if optimizer is not None:
+        state["optimizer"] = optimizer.sharded_state_dict(
+            state, is_loading=loading, metadata=metadata
+        )
+    return state
+
+
+def _publish(
+    aside: Path, folder: Path, description: CheckpointDescription, *, has_optimizer: bool
+) -> None:
+    values = {
+        "format_version": _FORMAT_VERSION,
+        "step": description.step,
+        "model": description.model.model_dump(mode="json"),
+        "precision": description.precision,
+        "stream": description.stream,
+        "has_optimizer": has_optimizer,
+    }
+    write_json(aside / _DESCRIPTION, values)
+    if folder.exists():  # a run that was set back to an earlier checkpoint comes here again
+        shutil.rmtree(folder)
+    aside.rename(folder)
+    fsync_folder(folder.parent)
+    with atomic_file(folder.parent / "latest") as file:
+        file.write(folder.name.encode() + b"\n")
+
+
+def _drop_old(run: Path, keep: int) -> None:
+    folders = sorted((run / "checkpoints").glob("step_*"))
+    later = [folder for folder in folders if folder != checkpoint_folder(run, 0)]
+    for folder in later[:-keep]:
+        shutil.rmtree(folder)
+
+
+def _distributed_optimizers(optimizer: MegatronOptimizer) -> list[Any]:
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    members = getattr(optimizer, "chained_optimizers", [optimizer])
+    return [member for member in members if isinstance(member, DistributedOptimizer)]
+
+
+def _initialize_states(optimizer: MegatronOptimizer) -> None:
+    """Works around two faults of Megatron-Core 0.16.1 with torch's AdamW.
+
+    A fresh DistributedOptimizer has no states and fails `assert len(steps) == 1` when asked for
+    its own state to load into; and it expects the checkpoint to hold a `step` for each
+    parameter, which it never wrote.
+    """
+    for member in _distributed_optimizers(optimizer):
+        member._init_optimizer_states_with_dummy_values()
+        member._set_main_param_and_optimizer_states = _keeping_step(
+            member, type(member)._set_main_param_and_optimizer_states
+        )
+
+
+def _keeping_step(member: Any, original: Any) -> Any:
+    def set_states(model_param: torch.nn.Parameter, tensors: dict[str, Any]) -> None:
+        group, order = member.model_param_group_index_map[model_param]
+        parameter = member.optimizer.param_groups[group]["params"][order]
+        step = member.optimizer.state[parameter].get("step")
+        original(member, model_param, tensors if step is None else {**tensors, "step": step})
+
+    return set_states
+
+
+def _separate_step_counters(optimizer: MegatronOptimizer) -> None:
+    """Works around a silent fault of Megatron-Core 0.16.1: after loading, all parameters share
+    one `step` tensor, so that AdamW counts a step once for each parameter."""
+    for member in _distributed_optimizers(optimizer):
+        for state in member.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()

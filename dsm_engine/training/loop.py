@@ -1,0 +1,359 @@
+"""The training run, from a recipe to a checkpoint."""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
+
+from dsm_engine.data.pack_index import PackIndex, build_pack_index
+from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
+from dsm_engine.errors import DsmError
+from dsm_engine.model.config import ModelConfig
+from dsm_engine.model.gpt import build_gpt, initialize_weights
+from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config
+from dsm_engine.parallel.config import layout_mistakes
+from dsm_engine.parallel.context import ParallelContext, parallel_context
+from dsm_engine.training.checkpoint import (
+    CheckpointDescription,
+    describe_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
+from dsm_engine.training.optimizer import set_learning_rate, wrap_for_training
+from dsm_engine.training.run_folder import refuse_foreign_folder, write_run_folder
+from dsm_engine.training.schedule import learning_rate
+from dsm_engine.training.step import forward_backward, optimizer_step
+from dsm_engine.training.stream import PackStream
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The data sides of a run, opened and checked against each other."""
+
+    tokenizer: Tokenizer
+    train: TokenizedDataset
+    train_packs: PackIndex
+    validation: TokenizedDataset | None
+    validation_packs: PackIndex | None
+
+
+def train(
+    recipe: TrainRecipe, *, resume: bool = False, observer: TrainObserver | None = None
+) -> Path:
+    """Runs the recipe to its last step and returns the last checkpoint.
+
+    Every rank of the job calls it. Raises DsmError for faults of the recipe, the data or the run
+    folder, before anything is written.
+    """
+    model = recipe.model or read_hf_config(_initial_weights(recipe))
+    if recipe.model is not None and recipe.initialize_from is not None:
+        differences = recipe.model.differences(read_hf_config(recipe.initialize_from))
+        if differences:
+            raise DsmError(
+                f"{recipe.initialize_from}: has another shape than the recipe's model "
+                f"({'; '.join(differences)}); leave model: out to take the weights' own"
+            )
+    data = _open_data(recipe, model)
+    refuse_foreign_folder(recipe.run, resume=resume)
+    with parallel_context(recipe.parallel, seed=recipe.seed) as context:
+        _refuse_layout(recipe, model, context)
+        dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
+        return _Run(recipe, model, data, context, observer, resume=resume).to_the_end()
+
+
+class _Run:
+    """One rank's side of a run."""
+
+    def __init__(
+        self,
+        recipe: TrainRecipe,
+        model: ModelConfig,
+        data: _Data,
+        context: ParallelContext,
+        observer: TrainObserver | None,
+        *,
+        resume: bool,
+    ) -> None:
+        self._recipe = recipe
+        self._model_config = model
+        self._context = context
+        self._observer = observer if context.rank == 0 else None
+        self._data = data
+        pad_id = data.tokenizer.eos_id
+        self._stream = PackStream(
+            data.train, data.train_packs, pad_id=pad_id, seed=recipe.seed, context=context
+        )
+        self._validation_stream: PackStream | None = None
+        if data.validation is not None and data.validation_packs is not None:
+            self._validation_stream = PackStream(
+                data.validation, data.validation_packs, pad_id=pad_id, seed=0, context=context
+            )
+        self._stream_identity = _stream_identity(recipe, data)
+        self._start_from = latest_checkpoint(recipe.run) if resume else None
+        if self._start_from is not None:
+            self._refuse_other_stream(self._start_from)
+
+        self._gpt: GPTModel = build_gpt(model, recipe.parallel, recipe.training.precision, context)
+        if self._start_from is None:
+            self._fill_weights()
+        self._model, self._optimizer = wrap_for_training(
+            self._gpt, recipe.training, recipe.parallel, context
+        )
+        self._step = 0
+        if self._start_from is not None:
+            loaded = load_checkpoint(self._start_from, model, self._gpt, self._optimizer, context)
+            self._step = loaded.step
+
+    def to_the_end(self) -> Path:
+        recipe, training = self._recipe, self._recipe.training
+        with ExitStack() as stack:
+            writer: MetricsWriter | None = None
+            if self._context.rank == 0:
+                write_run_folder(
+                    recipe, self._data.train, self._data.train_packs, self._data.tokenizer
+                )
+                writer = MetricsWriter(
+                    recipe.run, first_step=self._step, tensorboard=recipe.logging.tensorboard
+                )
+                stack.callback(writer.close)
+            if self._observer is not None:
+                self._observer.on_start(self._run_start())
+            folder = self._start_from
+            if folder is None and recipe.logging.save_initial:
+                folder = self._save()
+            if self._step == 0:
+                self._validate(writer)
+            while self._step < training.steps:
+                metrics = self._train_step()
+                if writer is not None:
+                    writer.step(metrics)
+                if self._observer is not None:
+                    self._observer.on_step(metrics)
+                last = self._step == training.steps
+                if last or self._step % recipe.logging.validate_every == 0:
+                    self._validate(writer)
+                if last or self._step % recipe.logging.save_every == 0:
+                    folder = self._save()
+            assert folder is not None
+            return folder
+
+    def _train_step(self) -> StepMetrics:
+        training = self._recipe.training
+        started = time.perf_counter()
+        lr = learning_rate(training, self._step)
+        set_learning_rate(self._optimizer, lr)
+        packs = self._stream.packs_of_step(self._step, training.global_batch_size)
+        self._model.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        loss = forward_backward(
+            self._model,
+            self._stream.micro_batches(packs),
+            num_micro_batches=training.global_batch_size // self._context.dp_size,
+            seq_length=self._recipe.data.seq_length,
+            context=self._context,
+        )
+        self._refuse_non_finite("loss", loss.mean, packs)
+        grad_norm = optimizer_step(self._optimizer, self._context)
+        self._refuse_non_finite("gradient norm", grad_norm, packs)
+        self._step += 1
+        seconds = time.perf_counter() - started
+        num_slots = training.global_batch_size * self._recipe.data.seq_length
+        consumed = self._step * training.global_batch_size
+        return StepMetrics(
+            step=self._step,
+            loss=loss.mean,
+            grad_norm=grad_norm,
+            lr=lr,
+            num_tokens=self._stream.num_tokens(packs),
+            num_slots=num_slots,
+            num_supervised=loss.num_tokens,
+            step_time_s=seconds,
+            tokens_per_s=num_slots / seconds,
+            consumed_samples=consumed,
+            epoch=consumed / self._stream.num_packs,
+        )
+
+    def _refuse_non_finite(self, name: str, value: float, packs: list[int]) -> None:
+        # The value is the same on every rank, so all ranks stop together.
+        if not math.isfinite(value):
+            documents = [self._stream.documents_of(pack) for pack in packs]
+            raise DsmError(
+                f"step {self._step + 1}: {name} is {value}; the weights in the last checkpoint "
+                f"are from before it. Documents of the step, by pack: {documents}"
+            )
+
+    def _validate(self, writer: MetricsWriter | None) -> None:
+        stream = self._validation_stream
+        if stream is None:
+            return
+        packs = list(range(stream.num_packs))
+        mine = packs[self._context.dp_rank :: self._context.dp_size]
+        self._model.eval()
+        loss = forward_backward(
+            self._model,
+            _padded(stream, packs, self._context),
+            num_micro_batches=max(len(mine), 1),
+            seq_length=self._recipe.data.seq_length,
+            context=self._context,
+            forward_only=True,
+        )
+        self._model.train()
+        if writer is not None:
+            writer.validation(self._step, loss.mean)
+        if self._observer is not None:
+            self._observer.on_validation(self._step, loss.mean)
+
+    def _save(self) -> Path:
+        description = CheckpointDescription(
+            step=self._step,
+            model=self._model_config,
+            precision=self._recipe.training.precision,
+            stream=self._stream_identity,
+        )
+        folder = save_checkpoint(
+            self._recipe.run,
+            description,
+            self._gpt,
+            self._optimizer,
+            self._context,
+            keep=self._recipe.logging.keep_checkpoints,
+        )
+        if self._observer is not None:
+            self._observer.on_checkpoint(self._step, folder)
+        return folder
+
+    def _fill_weights(self) -> None:
+        if self._recipe.initialize_from is not None:
+            load_hf_weights(
+                self._gpt, self._model_config, self._context, self._recipe.initialize_from
+            )
+        else:
+            initialize_weights(self._gpt, self._model_config, self._context, seed=self._recipe.seed)
+
+    def _run_start(self) -> RunStart:
+        return RunStart(
+            run=self._recipe.run,
+            num_parameters=self._model_config.num_parameters,
+            num_documents=self._data.train.num_documents,
+            packs_per_epoch=self._stream.num_packs,
+            steps=self._recipe.training.steps,
+            first_step=self._step,
+            global_batch_size=self._recipe.training.global_batch_size,
+            seq_length=self._recipe.data.seq_length,
+            world_size=self._context.world_size,
+            device=str(self._context.device),
+        )
+
+    def _refuse_other_stream(self, folder: Path) -> None:
+        theirs = describe_checkpoint(folder).stream
+        for key, mine in self._stream_identity.items():
+            if theirs.get(key) != mine:
+                raise DsmError(
+                    f"{folder}: was trained on another stream of examples ({key} was "
+                    f"{theirs.get(key)!r}, is {mine!r}); resuming would repeat or skip examples. "
+                    f"Restore the setting, or start a new run from these weights"
+                )
+
+
+def _open_data(recipe: TrainRecipe, model: ModelConfig) -> _Data:
+    train_set = TokenizedDataset(recipe.data.train)
+    tokenizer_path = recipe.data.tokenizer or Path(train_set.manifest["tokenizer"]["path"])
+    tokenizer = load_tokenizer(tokenizer_path)
+    datasets = {recipe.data.train: train_set}
+    if recipe.data.validation is not None:
+        datasets[recipe.data.validation] = TokenizedDataset(recipe.data.validation)
+    for prefix, dataset in datasets.items():
+        made_with = dataset.manifest["tokenizer"]["fingerprint"]
+        if made_with != tokenizer.fingerprint:
+            raise DsmError(
+                f"{prefix}: was tokenized with another tokenizer (fingerprint {made_with}) than "
+                f"{tokenizer.path} (fingerprint {tokenizer.fingerprint}); preprocess it again or "
+                f"set data.tokenizer"
+            )
+    if tokenizer.vocab_size > model.vocab_size:
+        raise DsmError(
+            f"model.vocab_size {model.vocab_size} is smaller than the {tokenizer.vocab_size} ids "
+            f"of {tokenizer.path}; raise it"
+        )
+    validation = datasets.get(recipe.data.validation) if recipe.data.validation else None
+    return _Data(
+        tokenizer=tokenizer,
+        train=train_set,
+        train_packs=_packs(recipe, train_set),
+        validation=validation,
+        validation_packs=None
+        if validation is None
+        else build_pack_index(
+            validation.lengths, capacity=recipe.data.seq_length, strategy="best_fit", seed=0
+        ),
+    )
+
+
+def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
+    data = recipe.data
+    if data.packs is None:
+        return build_pack_index(
+            dataset.lengths, capacity=data.seq_length, strategy=data.strategy, seed=recipe.seed
+        )
+    packs = PackIndex.load(data.packs)
+    if packs.capacity != data.seq_length:
+        raise DsmError(
+            f"{data.packs}: packs hold {packs.capacity} tokens, data.seq_length is "
+            f"{data.seq_length}; build the index again or change data.seq_length"
+        )
+    return packs
+
+
+def _stream_identity(recipe: TrainRecipe, data: _Data) -> dict[str, Any]:
+    return {
+        "dataset": data.train.manifest["fingerprint"],
+        "strategy": data.train_packs.strategy,
+        "packs_seed": data.train_packs.seed,
+        "order_seed": recipe.seed,
+        "seq_length": recipe.data.seq_length,
+        "global_batch_size": recipe.training.global_batch_size,
+    }
+
+
+def _padded(stream: PackStream, packs: list[int], context: ParallelContext) -> Iterator[Any]:
+    """This rank's validation packs; a rank left without any runs the first with no weight."""
+    empty = True
+    for batch in stream.micro_batches(packs):
+        empty = False
+        yield batch
+    if empty:
+        first = packs[:1] * (context.dp_rank + 1)
+        for batch in stream.micro_batches(first):
+            batch.loss_weights.zero_()
+            yield batch
+
+
+def _initial_weights(recipe: TrainRecipe) -> Path:
+    assert recipe.initialize_from is not None  # the recipe's own check
+    return recipe.initialize_from
+
+
+def _refuse_layout(recipe: TrainRecipe, model: ModelConfig, context: ParallelContext) -> None:
+    mistakes = layout_mistakes(
+        recipe.parallel,
+        world_size=context.world_size,
+        num_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        ffn_hidden_size=model.ffn_hidden_size,
+        vocab_size=model.vocab_size,
+        seq_length=recipe.data.seq_length,
+        global_batch_size=recipe.training.global_batch_size,
+    )
+    if mistakes:
+        raise DsmError("the layout does not fit: " + "; ".join(mistakes))

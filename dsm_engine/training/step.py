@@ -1,0 +1,91 @@
+"""One forward and backward pass over micro-batches, and one optimizer step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor
+
+from dsm_engine.model.loss import supervised_loss
+from dsm_engine.parallel.context import ParallelContext
+from dsm_engine.training.stream import MicroBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossSum:
+    """Loss over the supervised tokens of a global batch."""
+
+    total: float
+    num_tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Loss a supervised token (nats)."""
+        return self.total / max(self.num_tokens, 1)
+
+
+def forward_backward(
+    model: DistributedDataParallel,
+    micro_batches: Iterator[MicroBatch],
+    *,
+    num_micro_batches: int,
+    seq_length: int,
+    context: ParallelContext,
+    forward_only: bool = False,
+) -> LossSum:
+    """Runs this rank's micro-batches; the sum returned is that of all ranks, on every rank.
+
+    Afterwards, unless `forward_only`, the gradient buffers hold the gradient of the mean over
+    the supervised tokens of the global batch.
+    """
+    reports = get_forward_backward_func()(
+        forward_step_func=_forward_step,
+        data_iterator=micro_batches,
+        model=[model],
+        num_microbatches=num_micro_batches,
+        seq_length=seq_length,
+        micro_batch_size=1,
+        forward_only=forward_only,
+    )
+    sums = torch.zeros(2, dtype=torch.float64, device=context.device)
+    for report in reports:
+        sums += report["loss_sum_and_tokens"].double()
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    if context.pp_size > 1:  # only the last stage has a loss; the others added zero
+        dist.all_reduce(sums, group=parallel_state.get_pipeline_model_parallel_group())
+    total, num_tokens = sums.tolist()
+    return LossSum(total=total, num_tokens=int(num_tokens))
+
+
+def optimizer_step(optimizer: MegatronOptimizer, context: ParallelContext) -> float:
+    """Clips, moves the weights, and returns the gradient norm before clipping."""
+    with context.optimizer_scope():
+        _, grad_norm, _ = optimizer.step()
+    return float(grad_norm)
+
+
+def _forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+    batch = next(micro_batches)
+    output = model(
+        batch.tokens,
+        batch.position_ids,
+        None,
+        labels=batch.labels,
+        packed_seq_params=batch.packed_seq_params,
+    )
+    return output, partial(_loss_and_report, batch.loss_weights)
+
+
+def _loss_and_report(
+    loss_weights: Tensor, token_losses: Tensor
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    loss_sum, num_tokens = supervised_loss(token_losses, loss_weights)
+    report = torch.stack([loss_sum.detach().double(), num_tokens.double()])
+    return loss_sum, num_tokens, {"loss_sum_and_tokens": report}

@@ -1,0 +1,93 @@
+"""The stream of packs: which packs a step trains on, and this rank's share as tensors.
+
+Everything here follows from (dataset, pack index, seed, step): no state to save, and the same
+stream whatever the number of ranks.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsm_engine.data.pack_index import PackIndex, PackOrder
+from dsm_engine.data.packed_batch import PackedBatch, PackReader
+from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.model.attention import PackedSequences, packed_sequences
+from dsm_engine.parallel.context import ParallelContext
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One pack on the device; T is the capacity of a pack."""
+
+    tokens: Tensor  # int64 [1, T]
+    labels: Tensor  # int64 [1, T], -100 where there is none
+    loss_weights: Tensor  # fp32 [1, T]
+    position_ids: Tensor  # int64 [1, T]
+    packed_seq_params: PackedSequences
+
+
+class PackStream:
+    """Packs in training order, dealt to data-parallel ranks."""
+
+    def __init__(
+        self,
+        dataset: TokenizedDataset,
+        packs: PackIndex,
+        *,
+        pad_id: int,
+        seed: int,
+        context: ParallelContext,
+    ) -> None:
+        self._reader = PackReader(dataset, packs, pad_id=pad_id)
+        self._packs = packs
+        self._order = PackOrder(packs.num_packs, seed)
+        self._context = context
+        lengths = dataset.lengths.astype(np.int64)
+        ends = np.concatenate([[0], np.cumsum(lengths[packs.documents])])
+        self._tokens_in_pack = np.diff(ends[packs.offsets])
+
+    @property
+    def num_packs(self) -> int:
+        """Packs of one epoch."""
+        return self._packs.num_packs
+
+    def packs_of_step(self, step: int, global_batch_size: int) -> list[int]:
+        """The packs all ranks together train on in `step`, counted from 0."""
+        first = step * global_batch_size
+        return [self._order.pack_at(first + i) for i in range(global_batch_size)]
+
+    def documents_of(self, pack_idx: int) -> list[int]:
+        """Dataset ids of the documents in a pack."""
+        return [int(document) for document in self._packs.pack(pack_idx)]
+
+    def num_tokens(self, pack_indices: list[int]) -> int:
+        """Tokens of documents in these packs, padding left out."""
+        return int(self._tokens_in_pack[pack_indices].sum())
+
+    def micro_batches(self, pack_indices: list[int]) -> Iterator[MicroBatch]:
+        """This data-parallel rank's share of the packs, one a micro-batch."""
+        for pack_idx in pack_indices[self._context.dp_rank :: self._context.dp_size]:
+            yield to_device(self._reader.read(pack_idx), self._context.device)
+
+
+def to_device(batch: PackedBatch, device: torch.device) -> MicroBatch:
+    """The pack's arrays as tensors with a batch dimension of 1."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).unsqueeze(0).to(device, non_blocking=True)
+
+    cu_seqlens = batch.cu_seqlens[: batch.num_documents + 1]
+    return MicroBatch(
+        tokens=tensor(batch.tokens),
+        labels=tensor(batch.labels),
+        loss_weights=tensor(batch.loss_weights),
+        position_ids=tensor(batch.position_ids),
+        packed_seq_params=packed_sequences(
+            torch.from_numpy(cu_seqlens).to(device, non_blocking=True),
+            tuple(int(length) for length in np.diff(cu_seqlens)),
+            batch.max_seqlen,
+        ),
+    )
