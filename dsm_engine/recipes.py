@@ -6,7 +6,7 @@ the top of a file names another recipe (relative to it) whose values are the def
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -48,30 +48,7 @@ def validate_recipe(values: dict[str, Any], schema: type[SectionT], where: str) 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, `extends:` resolved. Raises DsmError where it cannot be had."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DsmError(f"{path}: is not UTF-8 (byte {error.start})") from error
-    try:
-        values = yaml.load(text, _RecipeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise DsmError(f"{path}{line}: is not YAML: {problem}") from error
-    if not isinstance(values, dict):
-        raise DsmError(f"{path}: a recipe is a mapping of keys to values, found {_kind(values)}")
-    base = values.pop("extends", None)
-    if base is None:
-        return values
-    if not isinstance(base, str):
-        raise DsmError(f"{path}: extends names one file, found {base!r}")
-    base_path = path.parent / base
-    if base_path.resolve() == path.resolve():
-        raise DsmError(f"{path}: extends itself")
-    return _merge(read_yaml(base_path), values)
+    return _read_extended(path, ())
 
 
 def dump_yaml(section: Section) -> str:
@@ -94,6 +71,10 @@ class _RecipeLoader(yaml.SafeLoader):
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise yaml.constructor.ConstructorError(
+                    None, None, "a key is one word", key_node.start_mark
+                )
             if key in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"key {key!r} stands twice", key_node.start_mark
@@ -107,6 +88,39 @@ _RecipeLoader.add_implicit_resolver(
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+
+
+def _read_extended(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
+    values = _read_mapping(path)
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise DsmError(f"{path}: extends names one file, found {base!r}")
+    base_path = path.parent / base
+    chain = (*extended_by, path.resolve())
+    if base_path.resolve() in chain:
+        raise DsmError(f"{path}: extends itself, through {base}")
+    return _merge(_read_extended(base_path, chain), values)
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DsmError(f"{path}: is not UTF-8 (byte {error.start})") from error
+    try:
+        values = yaml.load(text, _RecipeLoader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise DsmError(f"{path}{line}: is not YAML: {problem}") from error
+    if not isinstance(values, dict):
+        raise DsmError(f"{path}: a recipe is a mapping of keys to values, found {_kind(values)}")
+    return values
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -19,11 +19,75 @@ def shared_folder() -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def one_rank() -> Iterator[Any]:
-    """A job of one process: Megatron's process groups, for as long as the test session."""
+    """A job of one process: Megatron's process groups, for as long as the test module.
+
+    Not beside tests that train or convert: those join a job of their own.
+    """
     from dsm_engine.parallel.config import ParallelConfig
     from dsm_engine.parallel.context import parallel_context
 
     with parallel_context(ParallelConfig(), seed=0) as context:
         yield context
+
+
+@pytest.fixture(scope="session")
+def sample_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small sample set, its tokenizer and the datasets `train` and `validation`."""
+    from dsm_engine.data.preprocess import preprocess
+    from dsm_engine.data.recipe import PreprocessRecipe
+    from dsm_engine.data.sample_set import tokenizer_symbols, write_sample_set
+    from dsm_engine.data.tokenizers import train_sentencepiece
+
+    folder = tmp_path_factory.mktemp("sample_data")
+    write_sample_set(folder, num_problems=80, num_held_out=8, num_validation=8, seed=1)
+    tokenizer = folder / "tokenizer.model"
+    texts = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    train_sentencepiece(texts, path=tokenizer, vocab_size=512, symbols=tokenizer_symbols())
+    for name in ("train", "validation"):
+        source = {"reader": "examples", "path": folder / f"{name}.jsonl"}
+        preprocess(
+            PreprocessRecipe.model_validate(
+                {"output": folder / name, "tokenizer": tokenizer, "sources": [source]}
+            )
+        )
+    return folder
+
+
+def tiny_recipe(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
+    """A training recipe of seconds; `changes` are dotted keys with __ for the dot."""
+    values: dict[str, Any] = {
+        "run": str(run),
+        "seed": 5,
+        "data": {
+            "train": str(data / "train"),
+            "validation": str(data / "validation"),
+            "seq_length": 512,
+        },
+        "model": {
+            "num_layers": 2,
+            "hidden_size": 32,
+            "num_attention_heads": 4,
+            "num_query_groups": 2,
+            "ffn_hidden_size": 64,
+            "vocab_size": 512,
+            "init_method_std": 0.1,
+        },
+        "training": {"steps": 5, "global_batch_size": 4, "lr": 1e-3, "weight_decay": 0.1},
+        "parallel": {},
+        "logging": {"tensorboard": False, "validate_every": 1000, "save_every": 1000},
+    }
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        if name:
+            values[section][name] = value
+        else:
+            values[section] = value
+    return values
+
+
+@pytest.fixture(scope="session")
+def make_recipe() -> Any:
+    """`tiny_recipe`, for tests (a conftest cannot be imported)."""
+    return tiny_recipe

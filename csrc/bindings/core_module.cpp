@@ -61,8 +61,8 @@ py::tuple build_and_release(const dsm::PackPlan& plan) {
                         release_to_numpy(std::move(packs.documents)));
 }
 
-py::tuple build_packs(const Array<int32_t>& lengths, int64_t capacity,
-                                  const std::string& strategy, uint64_t seed, uint64_t epoch) {
+py::tuple build_packs(const Array<int32_t>& lengths, int64_t capacity, const std::string& strategy,
+                      uint64_t seed, uint64_t epoch) {
   const dsm::PackPlan plan{view(lengths), capacity, parse_strategy(strategy), seed, epoch};
   const bool fits_int32 = lengths.size() <= std::numeric_limits<int32_t>::max();
   return fits_int32 ? build_and_release<int32_t>(plan) : build_and_release<int64_t>(plan);
@@ -215,8 +215,8 @@ PYBIND11_MODULE(_core, module) {
   module.doc() = "The C++ core of dsm_engine; use it through dsm_engine.data and dsm_engine.ops.";
   register_dsm_error();
 
-  module.def("build_packs", &build_packs, py::arg("lengths").noconvert(),
-             py::arg("capacity"), py::arg("strategy"), py::arg("seed"), py::arg("epoch"));
+  module.def("build_packs", &build_packs, py::arg("lengths").noconvert(), py::arg("capacity"),
+             py::arg("strategy"), py::arg("seed"), py::arg("epoch"));
 
   py::class_<dsm::PackOrder>(module, "PackOrder")
       .def(py::init<int64_t, uint64_t>(), py::arg("num_packs"), py::arg("seed"))
@@ -235,8 +235,7 @@ PYBIND11_MODULE(_core, module) {
       .def(py::init<std::shared_ptr<dsm::IndexedDataset>, Array<int64_t>, Array<int32_t>,
                     Array<int64_t>, py::array, int64_t>(),
            py::arg("dataset"), py::arg("span_offsets").noconvert(), py::arg("spans").noconvert(),
-           py::arg("pack_offsets").noconvert(), py::arg("documents").noconvert(),
-           py::arg("pad_id"))
+           py::arg("pack_offsets").noconvert(), py::arg("documents").noconvert(), py::arg("pad_id"))
       .def("gather", &PackGatherer::gather, py::arg("pack_idx"), py::arg("tokens").noconvert(),
            py::arg("labels").noconvert(), py::arg("loss_weights").noconvert(),
            py::arg("position_ids").noconvert(), py::arg("document_ids").noconvert(),

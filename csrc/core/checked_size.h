@@ -16,8 +16,8 @@ class CheckedSize {
 
   friend constexpr CheckedSize operator+(CheckedSize a, CheckedSize b) {
     CheckedSize sum(0);
-    sum.overflowed_ = __builtin_add_overflow(a.value_, b.value_, &sum.value_) || a.overflowed_ ||
-                      b.overflowed_;
+    sum.overflowed_ =
+        __builtin_add_overflow(a.value_, b.value_, &sum.value_) || a.overflowed_ || b.overflowed_;
     return sum;
   }
 

@@ -48,7 +48,8 @@ int64_t supervise(const IndexedDataset& dataset, const SpanTable& supervision, i
     const int64_t end = supervision.spans[static_cast<size_t>(2 * i + 1)];
     if (begin < previous_end || end < begin || end > length) throw_damaged_spans(dataset, document);
     previous_end = end;
-    const int64_t target = std::max<int64_t>(begin, 1);  // nothing predicts a document's first token
+    const int64_t target =
+        std::max<int64_t>(begin, 1);  // nothing predicts a document's first token
     if (end <= target) continue;
     std::copy(tokens.data() + target, tokens.data() + end, labels + target - 1);
     std::fill(loss_weights + target - 1, loss_weights + end - 1, 1.0f);
@@ -75,7 +76,8 @@ PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervi
   const auto close_document = [&](int64_t length) {
     std::iota(out.position_ids.data() + begin, out.position_ids.data() + begin + length,
               int64_t{0});
-    std::fill_n(out.document_ids.data() + begin, length, static_cast<int32_t>(counts.num_documents));
+    std::fill_n(out.document_ids.data() + begin, length,
+                static_cast<int32_t>(counts.num_documents));
     begin += length;
     out.cu_seqlens[static_cast<size_t>(++counts.num_documents)] = static_cast<int32_t>(begin);
     counts.max_seqlen = std::max(counts.max_seqlen, length);
@@ -106,9 +108,9 @@ PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervi
   return counts;
 }
 
-template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&,
-                                  std::span<const int32_t>, int64_t, const PackedBatchView&);
-template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&,
-                                  std::span<const int64_t>, int64_t, const PackedBatchView&);
+template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&, std::span<const int32_t>,
+                                  int64_t, const PackedBatchView&);
+template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&, std::span<const int64_t>,
+                                  int64_t, const PackedBatchView&);
 
 }  // namespace dsm

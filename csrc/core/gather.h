@@ -19,12 +19,12 @@ struct SpanTable {
 
 /// Buffers the caller owns, to be filled with one pack; T is the capacity.
 struct PackedBatchView {
-  std::span<int64_t> tokens;         ///< [T]
-  std::span<int64_t> labels;         ///< [T], no_label where there is none
-  std::span<float> loss_weights;     ///< [T], 1 where there is a label
-  std::span<int64_t> position_ids;   ///< [T], from 0 in each document
-  std::span<int32_t> document_ids;   ///< [T], index within the pack
-  std::span<int32_t> cu_seqlens;     ///< [>= documents + 2], padded by repeating T
+  std::span<int64_t> tokens;        ///< [T]
+  std::span<int64_t> labels;        ///< [T], no_label where there is none
+  std::span<float> loss_weights;    ///< [T], 1 where there is a label
+  std::span<int64_t> position_ids;  ///< [T], from 0 in each document
+  std::span<int32_t> document_ids;  ///< [T], index within the pack
+  std::span<int32_t> cu_seqlens;    ///< [>= documents + 2], padded by repeating T
 };
 
 struct PackedCounts {

@@ -73,7 +73,8 @@ void IndexedDataset::parse_index() {
   }
   const uint64_t sequences = load<uint64_t>(header + 18);
   const uint64_t document_ends = load<uint64_t>(header + 26);
-  const CheckedSize expected = CheckedSize(header_bytes) + CheckedSize(12) * CheckedSize(sequences) +
+  const CheckedSize expected = CheckedSize(header_bytes) +
+                               CheckedSize(12) * CheckedSize(sequences) +
                                CheckedSize(8) * CheckedSize(document_ends);
   // A multimodal index ends with one mode byte a sequence, which nothing here reads.
   const CheckedSize with_modes = expected + CheckedSize(sequences);
@@ -98,8 +99,8 @@ void IndexedDataset::check_ends() const {
   const int64_t first_end = load<int64_t>(documents_);
   const int64_t last_end = load<int64_t>(documents_ + 8 * num_documents_);
   if (first_end != 0 || last_end != num_documents_) {
-    throw InputError(concat(file, ": expected document ends from 0 to ", num_documents_,
-                            ", found ", first_end, " to ", last_end));
+    throw InputError(concat(file, ": expected document ends from 0 to ", num_documents_, ", found ",
+                            first_end, " to ", last_end));
   }
   uint64_t expected = 0;
   if (num_documents_ > 0) {
@@ -116,25 +117,25 @@ void IndexedDataset::check_ends() const {
                static_cast<uint64_t>(last_length) * static_cast<uint64_t>(token_bytes_);
   }
   if (expected != tokens_.size()) {
-    throw InputError(concat(tokens_.path().string(), ": expected ", expected, " bytes from ",
-                            file, ", found ", tokens_.size()));
+    throw InputError(concat(tokens_.path().string(), ": expected ", expected, " bytes from ", file,
+                            ", found ", tokens_.size()));
   }
 }
 
 DocumentView IndexedDataset::document(int64_t idx) const {
   if (idx < 0 || idx >= num_documents_) {
-    throw InputError(concat(prefix_.string(), ": has ", num_documents_,
-                            " documents, asked for document ", idx));
+    throw InputError(
+        concat(prefix_.string(), ": has ", num_documents_, " documents, asked for document ", idx));
   }
   const int64_t tokens = length(idx);
   const int64_t begin = pointer(idx);
-  const int64_t end = idx + 1 < num_documents_ ? pointer(idx + 1)
-                                               : static_cast<int64_t>(tokens_.size());
+  const int64_t end =
+      idx + 1 < num_documents_ ? pointer(idx + 1) : static_cast<int64_t>(tokens_.size());
   // Documents stand end to end; together with end <= size this keeps the view in the mapping.
   if (begin < 0 || tokens < 0 || end < begin || end - begin != tokens * token_bytes_ ||
       end > static_cast<int64_t>(tokens_.size()) || begin % token_bytes_ != 0) {
-    throw InputError(concat(index_.path().string(), ": is damaged: document ", idx, " has ",
-                            tokens, " tokens from byte ", begin, " to byte ", end));
+    throw InputError(concat(index_.path().string(), ": is damaged: document ", idx, " has ", tokens,
+                            " tokens from byte ", begin, " to byte ", end));
   }
   return {tokens_.data() + begin, tokens};
 }

@@ -15,8 +15,8 @@ namespace {
   const auto is_empty = [](int32_t length) { return length <= 0; };
   const auto first = std::find_if(lengths.begin(), lengths.end(), is_empty);
   throw InputError(concat("cannot pack: document ", first - lengths.begin(), " has ", *first,
-                          " tokens, and so ", std::count_if(first, lengths.end(), is_empty),
-                          " of ", lengths.size(), " documents are empty; drop them first"));
+                          " tokens, and so ", std::count_if(first, lengths.end(), is_empty), " of ",
+                          lengths.size(), " documents are empty; drop them first"));
 }
 
 [[noreturn]] void throw_overlong_document(std::span<const int32_t> lengths, int64_t capacity) {
@@ -49,8 +49,7 @@ template <class Id>
 Packs<Id> build_packs(const PackPlan& plan) {
   assert(plan.lengths.size() <= static_cast<size_t>(std::numeric_limits<Id>::max()));
   check_plan(plan);
-  const uint64_t key =
-      derive_key({plan.seed, plan.epoch, static_cast<uint64_t>(plan.strategy)});
+  const uint64_t key = derive_key({plan.seed, plan.epoch, static_cast<uint64_t>(plan.strategy)});
   switch (plan.strategy) {
     case PackStrategy::random:
       return pack_random<Id>(plan, key);

@@ -9,11 +9,10 @@ namespace dsm {
 
 void check_cu_seqlens(std::span<const int32_t> cu_seqlens, int64_t num_tokens) {
   if (cu_seqlens.size() < 2 || cu_seqlens.front() != 0 || cu_seqlens.back() != num_tokens) {
-    throw InputError(concat("cu_seqlens: expected two or more entries from 0 to ", num_tokens,
-                            ", found ", cu_seqlens.size(), " entries",
-                            cu_seqlens.empty() ? ""
-                                               : concat(" from ", cu_seqlens.front(), " to ",
-                                                        cu_seqlens.back())));
+    throw InputError(concat(
+        "cu_seqlens: expected two or more entries from 0 to ", num_tokens, ", found ",
+        cu_seqlens.size(), " entries",
+        cu_seqlens.empty() ? "" : concat(" from ", cu_seqlens.front(), " to ", cu_seqlens.back())));
   }
   const auto fall = std::is_sorted_until(cu_seqlens.begin(), cu_seqlens.end());
   if (fall != cu_seqlens.end()) {

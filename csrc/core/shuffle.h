@@ -49,8 +49,9 @@ void shuffle_into(std::span<Item> out, uint64_t key, MakeItem make_item) {
     }
   }
   for (uint64_t b = 0; b <= mask; ++b) {
-    shuffle(out.subspan(static_cast<size_t>(start[b]), static_cast<size_t>(start[b + 1] - start[b])),
-            RandomStream(derive_key({key, 1, b})));
+    shuffle(
+        out.subspan(static_cast<size_t>(start[b]), static_cast<size_t>(start[b + 1] - start[b])),
+        RandomStream(derive_key({key, 1, b})));
   }
 }
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from dsm_engine import __version__
 from dsm_engine.errors import DsmError
+from dsm_engine.recipes import nearest
 
 # Each is a module of this package with `configure(parser)` and `run(arguments)`; only the one
 # asked for is imported.
@@ -39,6 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"dsm_engine {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((word for word in words if not word.startswith("-")), None)
+    if asked is not None and asked not in _COMMANDS:
+        parser.error(f"unknown command {asked!r} {nearest(asked, list(_COMMANDS))}")
     for name, summary in _COMMANDS.items():
         module = importlib.import_module(f"dsm_engine.cli.{name}") if name == asked else None
         command = commands.add_parser(

@@ -7,8 +7,9 @@ dsm convert model.gguf exported        (needs transformers and gguf)
 """
 
 import argparse
-import warnings
 from pathlib import Path
+
+from dsm_engine.cli.quiet import quiet_megatron
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Converts and says what became what."""
-    warnings.filterwarnings("ignore", module=r"megatron|torch")
+    quiet_megatron()
     from dsm_engine.cli.terminal import console
     from dsm_engine.training.convert import convert
 

@@ -5,9 +5,9 @@ torchrun --nproc-per-node 8 -m dsm_engine.cli train configs/x.yaml --resume
 """
 
 import argparse
-import warnings
 from pathlib import Path
 
+from dsm_engine.cli.quiet import quiet_megatron
 from dsm_engine.cli.recipe_arguments import add_recipe_arguments
 
 
@@ -23,8 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, with a progress bar on rank 0."""
-    # Megatron warns of optional packages and of its own deprecations at every import.
-    warnings.filterwarnings("ignore", module=r"megatron|torch")
+    quiet_megatron()
     from dsm_engine.cli.train_observer import TerminalObserver
     from dsm_engine.recipes import load_recipe
     from dsm_engine.training.config import TrainRecipe

@@ -41,7 +41,7 @@ class HuggingFaceTokenizer:
         has_config = config_path.is_file()
         self.files = (path, config_path) if has_config else (path,)
         description = read_json(path)
-        if not isinstance(description, dict) or "model" not in description:
+        if not _is_tokenizer(description):
             raise DsmError(f"{path}: is not a Hugging Face tokenizer.json")
         controls = _disarm(description)
         self._beginning = _load(description, path)
@@ -55,6 +55,8 @@ class HuggingFaceTokenizer:
         if eos_id is None:
             raise DsmError(f"{path}: no EOS token is known; name it (one of: {', '.join(names)})")
         self.eos_id = eos_id
+        # The unknown token is what characters without a piece become: no control.
+        controls.pop(description["model"].get("unk_token"), None)
         self._check_disarmed(controls)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
@@ -77,6 +79,15 @@ class HuggingFaceTokenizer:
                     raise DsmError(
                         f"{self.path}: turns {content!r} in plain text into a control id"
                     )
+
+
+def _is_tokenizer(description: Any) -> bool:
+    if not isinstance(description, dict) or not isinstance(description.get("model"), dict):
+        return False
+    tokens = description.get("added_tokens", [])
+    return isinstance(tokens, list) and all(
+        isinstance(token, dict) and {"id", "content"} <= token.keys() for token in tokens
+    )
 
 
 def _disarm(description: dict[str, Any]) -> dict[str, int]:

@@ -8,7 +8,7 @@ import functools
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,12 @@ from dsm_engine import _core
 _INDEX_MAGIC = b"MMIDIDX\x00\x00"
 _INDEX_VERSION = 1
 _DTYPE_CODES = {np.dtype(np.int32): 4, np.dtype(np.uint16): 8}
+
+
+class BinaryWriter(Protocol):
+    """What data files are written to."""
+
+    def write(self, data: Any, /) -> object: ...
 
 
 class IndexedDataset:
@@ -60,7 +66,7 @@ def optimal_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
 
 
-def write_index(file: IO[bytes], lengths: Sequence[int], dtype: np.dtype[Any]) -> None:
+def write_index(file: BinaryWriter, lengths: Sequence[int], dtype: np.dtype[Any]) -> None:
     """Writes the .idx of documents that stand end to end in the .bin, one sequence each."""
     sizes = np.asarray(lengths, dtype=np.int32)
     pointers = np.zeros(len(sizes), dtype=np.int64)

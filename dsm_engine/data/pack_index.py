@@ -4,7 +4,6 @@ A pack index is a pure function of (lengths, capacity, strategy, seed, epoch): m
 the same bytes on every machine. docs/formats.md has the byte table of the file.
 """
 
-import mmap
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from dsm_engine import _core
+from dsm_engine.data.mapped_file import map_file
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file
 
@@ -25,6 +25,7 @@ _MAGIC = b"DSMPACKS"
 _VERSION = 1
 _STRATEGIES: dict[PackStrategy, int] = {"random": 0, "best_fit": 1}
 _ALIGNMENT = 64
+_MAX_CAPACITY = 1 << 24
 # magic, version, strategy, packs, documents, capacity, seed, epoch, bytes a document id, zero,
 # xxh3 of the lengths, xxh3 of the bytes after the header; then xxh3 of all these
 _HEADER = struct.Struct("<8sIIQQQQQIIQQ")
@@ -112,11 +113,7 @@ class PackIndex:
 
     def save(self, path: Path) -> None:
         """Publishes the index at `path`, atomically. Raises DsmError where it cannot."""
-        parts = [
-            self.offsets.tobytes(),
-            bytes(_padding(self.offsets.nbytes)),
-            self.documents.tobytes(),
-        ]
+        parts = (self.offsets.data, bytes(_padding(self.offsets.nbytes)), self.documents.data)
         payload = xxhash.xxh3_64()
         for part in parts:
             payload.update(part)
@@ -143,7 +140,7 @@ class PackIndex:
     @classmethod
     def load(cls, path: Path) -> "PackIndex":
         """Maps the index at `path`. Raises DsmError where it is missing, cut short or damaged."""
-        content = _map_file(path)
+        content = map_file(path)
         header = _parse_header(path, content)
         offsets_end = _HEADER_BYTES + 8 * (header.num_packs + 1)
         documents_begin = offsets_end + _padding(offsets_end)
@@ -236,9 +233,12 @@ def _parse_header(path: Path, content: Any) -> _Header:
     checksum = struct.pack("<Q", xxhash.xxh3_64_intdigest(fields))
     if content[_HEADER.size : _HEADER_BYTES] != checksum.ljust(_HEADER_BYTES - _HEADER.size, b"\0"):
         raise DsmError(f"{path}: its header is damaged: build the pack index again")
-    names = {code: name for name, code in _STRATEGIES.items()}
-    if strategy not in names or id_bytes not in (4, 8):
-        raise DsmError(f"{path}: unknown strategy {strategy} or bytes a document id {id_bytes}")
+    names: dict[int, PackStrategy] = {code: name for name, code in _STRATEGIES.items()}
+    if strategy not in names or id_bytes not in (4, 8) or not 1 <= capacity <= _MAX_CAPACITY:
+        raise DsmError(
+            f"{path}: expected a known strategy, document ids of 4 or 8 bytes and a capacity of at"
+            f" most {_MAX_CAPACITY}, found {strategy}, {id_bytes} and {capacity}"
+        )
     offsets_end = _HEADER_BYTES + 8 * (packs + 1)
     expected = offsets_end + _padding(offsets_end) + id_bytes * documents
     if len(content) != expected:
@@ -269,23 +269,17 @@ def _check_offsets(path: Path, index: PackIndex) -> None:
         )
 
 
-def _map_file(path: Path) -> Any:
-    """The file's bytes, mapped; empty files cannot be mapped and are returned as bytes."""
-    try:
-        with path.open("rb") as file:
-            if file.seek(0, 2) == 0:
-                return b""
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except OSError as error:
-        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
-
-
 def _as_lengths(lengths: ArrayLike | Sequence[int]) -> NDArray[np.int32]:
     array = np.asarray(lengths)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise DsmError(f"document lengths are one row of integers, found {array.dtype} {array.shape}")
-    if array.size and array.max() > np.iinfo(np.int32).max:
-        raise DsmError(f"a document has {array.max()} tokens, more than 2^31 - 1")
+        raise DsmError(
+            f"document lengths are one row of integers, found {array.dtype} {array.shape}"
+        )
+    if array.size and not 0 <= array.min() <= array.max() <= np.iinfo(np.int32).max:
+        raise DsmError(
+            "document lengths are 0 to 2^31 - 1 tokens,"
+            f" found some from {array.min()} to {array.max()}"
+        )
     return np.require(array, dtype=np.int32, requirements=["C", "A"])
 
 

@@ -55,6 +55,12 @@ class Template:
         canonical = orjson.dumps(recipe.model_dump(), option=orjson.OPT_SORT_KEYS)
         self.fingerprint = xxhash.xxh3_64(canonical).hexdigest()
 
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Every instruction that may follow a question, each once."""
+        by_language = self._recipe.suffixes.values()
+        return tuple(dict.fromkeys(text for texts in by_language for text in texts.values()))
+
     def render(self, example: Example) -> list[Segment]:
         """The prompt, then answer and interpreter output in turn. BOS and EOS are not text.
 

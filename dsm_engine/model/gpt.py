@@ -9,6 +9,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -39,7 +45,9 @@ def build_gpt(
         position_embedding_type="rope",
         rotary_base=int(model.rotary_base),
     )
-    return gpt.to(device=context.device, dtype=DTYPES[precision])
+    gpt = gpt.to(device=context.device, dtype=DTYPES[precision])
+    _mark_sharded_parameters(gpt)
+    return gpt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +117,23 @@ def initialize_weights(
             generator = torch.Generator().manual_seed(zlib.crc32(f"{seed}/{name}".encode()))
             full = torch.randn(shard.full_shape, generator=generator) * std
             shard.parameter.copy_(shard.shard_of(full))
+
+
+def _mark_sharded_parameters(gpt: GPTModel) -> None:
+    """Says which parameters are split over TP ranks, and along which dimension.
+
+    Megatron marks them only when it initialises them itself, which we leave out (it would fill
+    the whole matrix on every rank); the gradient norm is wrong without the marks.
+    """
+    for module in gpt.modules():
+        if isinstance(module, ColumnParallelLinear | VocabParallelEmbedding):
+            dim = 0
+        elif isinstance(module, RowParallelLinear):
+            dim = 1
+        else:
+            continue
+        if module.weight is not None:  # None: an output layer that uses the embedding
+            set_tensor_model_parallel_attributes(module.weight, True, dim, 1)
 
 
 def _global_name(local_name: str, layer_offset: int) -> str:

@@ -49,7 +49,7 @@ class ParallelContext:
 def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelContext]:
     """Joins the job torchrun started (or makes a job of one process) and leaves it at the end.
 
-    Raises DsmError where the device asked for is absent or the world does not fit the layout.
+    Where the process has joined already, that job is used, and left to whoever joined it. Raises DsmError where the device asked for is absent or the world does not fit the layout.
     """
     device = _choose_device(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -64,7 +64,9 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
         cpu_backend.install()
     from megatron.core import parallel_state
 
-    _join(device, timedelta(seconds=config.timeout_s))
+    joined_here = not dist.is_initialized()
+    if joined_here:
+        _join(device, timedelta(seconds=config.timeout_s))
     try:
         parallel_state.initialize_model_parallel(
             config.tensor_model_parallel_size, config.pipeline_model_parallel_size
@@ -86,7 +88,8 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
         finally:
             parallel_state.destroy_model_parallel()
     finally:
-        dist.destroy_process_group()
+        if joined_here:
+            dist.destroy_process_group()
 
 
 def _choose_device(config: ParallelConfig) -> torch.device:

@@ -8,12 +8,12 @@ files and processes. There is no way to run one without the sandbox: where bubbl
 import json
 import os
 import platform
-import select
 import subprocess
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing.connection import wait
 from threading import Lock
 from types import TracebackType
 from typing import Any
@@ -69,9 +69,7 @@ class Sandbox:
     where the sandbox is not available. A context manager; not to be shared by processes.
     """
 
-    def __init__(
-        self, *, timeout_s: float = 10.0, memory_mib: int = 512, workers: int = 2
-    ) -> None:
+    def __init__(self, *, timeout_s: float = 10.0, memory_mib: int = 512, workers: int = 2) -> None:
         if timeout_s <= 0 or memory_mib < 64 or workers < 1:
             raise DsmError(
                 "sandbox: timeout_s must be above 0, memory_mib at least 64, workers at least 1 "
@@ -148,10 +146,11 @@ class Sandbox:
         if not drivers:
             return []
         left = min(driver.deadline for driver in drivers.values()) - time.monotonic()
-        fds = {driver.fileno(): idx for idx, driver in drivers.items()}
-        readable = select.select(list(fds), [], [], max(0.0, left))[0]
+        indices = {driver.fileno(): idx for idx, driver in drivers.items()}
         finished: list[tuple[int, ProgramResult]] = []
-        for idx in [fds[fd] for fd in readable]:
+        for fd in wait(list(indices), max(0.0, left)):
+            assert isinstance(fd, int)
+            idx = indices[fd]
             response = drivers[idx].receive()
             if response is None:
                 continue
@@ -237,7 +236,7 @@ class _Driver:
     def _first_message(self) -> dict[str, Any] | None:
         while True:
             left = self.deadline - time.monotonic()
-            if left <= 0 or not select.select([self.fileno()], [], [], left)[0]:
+            if left <= 0 or not wait([self.fileno()], left):
                 return None
             message = self.receive()
             if message is not None:

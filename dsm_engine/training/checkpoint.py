@@ -40,6 +40,8 @@ class CheckpointDescription:
     precision: str
     stream: dict[str, Any]
     """What fixes the stream of examples: a resumed run must have the same."""
+    has_optimizer: bool
+    """Whether moments lie beside the weights; not so at step 0."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -77,6 +79,7 @@ def describe_checkpoint(folder: Path) -> CheckpointDescription:
             model=validate_recipe(values["model"], ModelConfig, str(path)),
             precision=values["precision"],
             stream=values["stream"],
+            has_optimizer=values["has_optimizer"],
         )
     except KeyError as error:
         raise DsmError(f"{path}: key {error.args[0]!r} is missing") from error
@@ -93,9 +96,10 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint on all ranks together and then points `latest` at it.
 
-    It is written aside and renamed, so a folder under its final name is whole; the newest `keep`
+    `optimizer` is given where the description says so: at step 0 it has no states yet. It is written aside and renamed, so a folder under its final name is whole; the newest `keep`
     and step 0 stay.
     """
+    assert description.has_optimizer == (optimizer is not None)
     folder = checkpoint_folder(run, description.step)
     aside = folder.with_name(f".{folder.name}.tmp")
     if context.rank == 0:
@@ -107,7 +111,7 @@ def save_checkpoint(
         dist_checkpointing.save(state, str(aside), content_metadata=_SHARDING)
     dist.barrier()
     if context.rank == 0:
-        _publish(aside, folder, description, has_optimizer=optimizer is not None)
+        _publish(aside, folder, description)
         _drop_old(run, keep)
     dist.barrier()
     return folder
@@ -131,15 +135,18 @@ def load_checkpoint(
             f"{folder}: is a checkpoint of another model ({'; '.join(differences)}); "
             f"use its recipe or another run folder"
         )
+    saved_optimizer = optimizer if description.has_optimizer else None
     with context.optimizer_scope():
-        if optimizer is not None:
-            _initialize_states(optimizer)
-        state = _sharded_state(gpt, optimizer, loading=True)
+        if saved_optimizer is not None:
+            _initialize_states(saved_optimizer)
+        state = _sharded_state(gpt, saved_optimizer, loading=True)
         loaded = dist_checkpointing.load(state, str(folder))
         gpt.load_state_dict(loaded["model"])
-        if optimizer is not None:
-            optimizer.load_state_dict(loaded["optimizer"])
-            _separate_step_counters(optimizer)
+        if saved_optimizer is not None:
+            saved_optimizer.load_state_dict(loaded["optimizer"])
+            _separate_step_counters(saved_optimizer)
+        elif optimizer is not None:
+            optimizer.reload_model_params()  # the main weights follow those just loaded
     return description
 
 
@@ -156,16 +163,14 @@ def _sharded_state(
     return state
 
 
-def _publish(
-    aside: Path, folder: Path, description: CheckpointDescription, *, has_optimizer: bool
-) -> None:
+def _publish(aside: Path, folder: Path, description: CheckpointDescription) -> None:
     values = {
         "format_version": _FORMAT_VERSION,
         "step": description.step,
         "model": description.model.model_dump(mode="json"),
         "precision": description.precision,
         "stream": description.stream,
-        "has_optimizer": has_optimizer,
+        "has_optimizer": description.has_optimizer,
     }
     write_json(aside / _DESCRIPTION, values)
     if folder.exists():  # a run that was set back to an earlier checkpoint comes here again

@@ -87,7 +87,9 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
     with _one_rank() as context, _whole_or_nothing(destination) as aside:
         gpt = build_gpt(model, _WHOLE, precision, context)
         load_hf_weights(gpt, model, context, folder)
-        description = CheckpointDescription(step=0, model=model, precision=precision, stream={})
+        description = CheckpointDescription(
+            step=0, model=model, precision=precision, stream={}, has_optimizer=False
+        )
         save_checkpoint(aside, description, gpt, None, context, keep=1)
         copy_tokenizer(load_tokenizer(folder), aside / TOKENIZER_FOLDER)
     return Conversion(
@@ -107,7 +109,9 @@ def _gguf_to_hf(source: Path, destination: Path, precision: Precision) -> Conver
             f"pip install 'dsm-engine[eval]' gguf"
         ) from error
     import torch
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
     try:
@@ -119,6 +123,8 @@ def _gguf_to_hf(source: Path, destination: Path, precision: Precision) -> Conver
     # A fresh model saves plain safetensors; the loaded one remembers its quantisation.
     config = loaded.config
     config.architectures = ["LlamaForCausalLM"]
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     fresh = LlamaForCausalLM(config).to(dtype)
     fresh.load_state_dict(loaded.state_dict())
     with _whole_or_nothing(destination) as aside:

@@ -219,12 +219,13 @@ class _Run:
             model=self._model_config,
             precision=self._recipe.training.precision,
             stream=self._stream_identity,
+            has_optimizer=self._step > 0,
         )
         folder = save_checkpoint(
             self._recipe.run,
             description,
             self._gpt,
-            self._optimizer,
+            self._optimizer if description.has_optimizer else None,
             self._context,
             keep=self._recipe.logging.keep_checkpoints,
         )
@@ -255,7 +256,10 @@ class _Run:
         )
 
     def _refuse_other_stream(self, folder: Path) -> None:
-        theirs = describe_checkpoint(folder).stream
+        checkpoint = describe_checkpoint(folder)
+        if checkpoint.step == 0:
+            return  # nothing has been trained on yet
+        theirs = checkpoint.stream
         for key, mine in self._stream_identity.items():
             if theirs.get(key) != mine:
                 raise DsmError(
@@ -267,7 +271,7 @@ class _Run:
 
 def _open_data(recipe: TrainRecipe, model: ModelConfig) -> _Data:
     train_set = TokenizedDataset(recipe.data.train)
-    tokenizer_path = recipe.data.tokenizer or Path(train_set.manifest["tokenizer"]["path"])
+    tokenizer_path = recipe.data.tokenizer or Path(train_set.manifest["recipe"]["tokenizer"])
     tokenizer = load_tokenizer(tokenizer_path)
     datasets = {recipe.data.train: train_set}
     if recipe.data.validation is not None:
@@ -316,7 +320,7 @@ def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
 
 def _stream_identity(recipe: TrainRecipe, data: _Data) -> dict[str, Any]:
     return {
-        "dataset": data.train.manifest["fingerprint"],
+        "dataset": {name: file["xxh3"] for name, file in data.train.manifest["files"].items()},
         "strategy": data.train_packs.strategy,
         "packs_seed": data.train_packs.seed,
         "order_seed": recipe.seed,

@@ -1,0 +1,53 @@
+// dsm_engine._cuda: launchers of the CUDA operators. Addresses and the stream come in as integers,
+// so that one binary serves every torch. A launch that fails raises RuntimeError.
+
+#include <cuda_runtime_api.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "cuda/dense_mask.h"
+#include "cuda/packed_metadata.h"
+
+namespace py = pybind11;
+
+namespace {
+
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+void check(cudaError_t status, const char* op) {
+  if (status == cudaSuccess) return;
+  throw std::runtime_error(std::string(op) + ": CUDA error " + std::to_string(status) + ": " +
+                           cudaGetErrorString(status));
+}
+
+void packed_metadata(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                     uintptr_t position_ids, uintptr_t document_ids, uintptr_t stream) {
+  check(dsm::cuda::packed_metadata(at<const int32_t>(cu_seqlens), num_entries, num_tokens,
+                                   at<int64_t>(position_ids), at<int32_t>(document_ids),
+                                   at<CUstream_st>(stream)),
+        "packed_metadata");
+}
+
+void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, uintptr_t mask,
+                uintptr_t stream) {
+  check(dsm::cuda::dense_mask(at<const int32_t>(cu_seqlens), num_entries, num_tokens,
+                              at<uint8_t>(mask), at<CUstream_st>(stream)),
+        "dense_mask");
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_cuda, module) {
+  module.doc() = "CUDA launchers of dsm_engine; use them through dsm_engine.ops.";
+  module.def("packed_metadata", &packed_metadata, py::arg("cu_seqlens"), py::arg("num_entries"),
+             py::arg("num_tokens"), py::arg("position_ids"), py::arg("document_ids"),
+             py::arg("stream"));
+  module.def("dense_mask", &dense_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
+             py::arg("num_tokens"), py::arg("mask"), py::arg("stream"));
+}

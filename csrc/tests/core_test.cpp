@@ -1,0 +1,104 @@
+// Checks of the core that Python cannot reach: the 64-bit document ids of more than 2^31 - 1
+// documents, and the pieces below the public functions.
+
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <vector>
+
+#include "core/checked_size.h"
+#include "core/error.h"
+#include "core/pack_index.h"
+#include "core/packed_metadata.h"
+#include "core/random.h"
+#include "core/residual_set.h"
+
+namespace {
+
+#define CHECK(condition)                                                           \
+  do {                                                                             \
+    if (!(condition)) {                                                            \
+      std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
+      std::exit(1);                                                                \
+    }                                                                              \
+  } while (false)
+
+void ids_of_64_bits_give_the_packs_of_32_bits() {
+  std::vector<int32_t> lengths(50'000);
+  dsm::RandomStream random(1);
+  for (int32_t& length : lengths) length = static_cast<int32_t>(random.below(300)) + 1;
+  for (const auto strategy : {dsm::PackStrategy::random, dsm::PackStrategy::best_fit}) {
+    const dsm::PackPlan plan{lengths, 1000, strategy, 7, 0};
+    const auto narrow = dsm::build_packs<int32_t>(plan);
+    const auto wide = dsm::build_packs<int64_t>(plan);
+    CHECK(narrow.offsets.size() == wide.offsets.size());
+    for (int64_t p = 0; p < narrow.offsets.size(); ++p) {
+      CHECK(narrow.offsets[p] == wide.offsets[p]);
+    }
+    for (int64_t i = 0; i < narrow.documents.size(); ++i) {
+      CHECK(narrow.documents[i] == wide.documents[i]);
+    }
+  }
+}
+
+void residual_set_finds_the_smallest_member_at_or_above() {
+  constexpr int64_t limit = 300'000;  // four levels of words
+  dsm::ResidualSet set(limit);
+  CHECK(set.find_at_least(0) == -1);
+  dsm::RandomStream random(2);
+  std::vector<bool> members(limit + 1, false);
+  for (int i = 0; i < 2'000; ++i) {
+    const int64_t value = static_cast<int64_t>(random.below(limit + 1));
+    members[static_cast<size_t>(value)] = !members[static_cast<size_t>(value)];
+    members[static_cast<size_t>(value)] ? set.insert(value) : set.erase(value);
+    const int64_t bound = static_cast<int64_t>(random.below(limit + 1));
+    int64_t expected = bound;
+    while (expected <= limit && !members[static_cast<size_t>(expected)]) ++expected;
+    CHECK(set.find_at_least(bound) == (expected > limit ? -1 : expected));
+  }
+}
+
+void sizes_remember_that_they_overflowed() {
+  constexpr dsm::CheckedSize largest(std::numeric_limits<uint64_t>::max());
+  static_assert((largest + dsm::CheckedSize(1)).overflowed());
+  static_assert((largest * dsm::CheckedSize(2)).overflowed());
+  static_assert(((largest + dsm::CheckedSize(1)) * dsm::CheckedSize(0)).overflowed());
+  static_assert((dsm::CheckedSize(6) * dsm::CheckedSize(7)).equals(42));
+  static_assert(!largest.overflowed());
+}
+
+void random_numbers_stay_below_their_bound() {
+  dsm::RandomStream random(3);
+  for (const uint64_t bound : {uint64_t{1}, uint64_t{3}, (uint64_t{1} << 63) + 1}) {
+    for (int i = 0; i < 1'000; ++i) CHECK(random.below(bound) < bound);
+  }
+}
+
+// A GPU thread fills a few tokens, the CPU all at once: the shared body must give the same.
+void metadata_of_a_part_equals_that_of_the_whole() {
+  const std::vector<int32_t> cu_seqlens{0, 3, 3, 4, 9, 16, 16};
+  std::vector<int64_t> positions(16), part_positions(16);
+  std::vector<int32_t> documents(16), part_documents(16);
+  dsm::packed_metadata(cu_seqlens, positions, documents);
+  for (int64_t width : {1, 3, 4}) {
+    for (int64_t first = 0; first + width <= 16; ++first) {
+      dsm::fill_packed_metadata(cu_seqlens.data(), 7, first, width, part_positions.data(),
+                                part_documents.data());
+      for (int64_t i = 0; i < width; ++i) {
+        CHECK(part_positions[static_cast<size_t>(i)] == positions[static_cast<size_t>(first + i)]);
+        CHECK(part_documents[static_cast<size_t>(i)] == documents[static_cast<size_t>(first + i)]);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  ids_of_64_bits_give_the_packs_of_32_bits();
+  residual_set_finds_the_smallest_member_at_or_above();
+  sizes_remember_that_they_overflowed();
+  random_numbers_stay_below_their_bound();
+  metadata_of_a_part_equals_that_of_the_whole();
+  return 0;
+}

@@ -1,0 +1,68 @@
+"""Shows documents of a tokenized dataset; what is trained on is green and underlined.
+
+dsm inspect data/train 17
+dsm inspect data/train --pack 3 --packs data/train.random-4096.packs
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from dsm_engine.data.tokenizers import Tokenizer
+
+_SUPERVISED = "green underline"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Adds the command's arguments."""
+    parser.add_argument("prefix", metavar="PREFIX", type=Path, help="tokenized dataset")
+    parser.add_argument("document", metavar="INDEX", type=int, nargs="?", default=0)
+    parser.add_argument("--pack", type=int, metavar="N", help="show all documents of this pack")
+    parser.add_argument("--packs", type=Path, metavar="FILE", help="the pack index of --pack")
+    parser.add_argument("--tokenizer", type=Path, help="default: the one it was made with")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Prints one document, or those of one pack with a rule between them."""
+    from dsm_engine.cli.terminal import console
+    from dsm_engine.data.pack_index import PackIndex
+    from dsm_engine.data.tokenized_dataset import TokenizedDataset
+    from dsm_engine.data.tokenizers import load_tokenizer
+    from dsm_engine.errors import DsmError
+
+    dataset = TokenizedDataset(arguments.prefix)
+    made_with = dataset.manifest["recipe"]["tokenizer"]
+    tokenizer = load_tokenizer(arguments.tokenizer or Path(made_with))
+    if tokenizer.fingerprint != dataset.manifest["tokenizer"]["fingerprint"]:
+        raise DsmError(f"{tokenizer.path}: is not the tokenizer {arguments.prefix} was made with")
+    documents = [arguments.document]
+    if arguments.pack is not None:
+        if arguments.packs is None:
+            raise DsmError("--pack N needs --packs FILE, the pack index that dsm pack wrote")
+        packs = PackIndex.load(arguments.packs)
+        if not packs.matches(dataset.lengths):
+            raise DsmError(f"{arguments.packs}: was built for another dataset")
+        documents = [int(document) for document in packs.pack(arguments.pack)]
+    show = console()
+    for document in documents:
+        ids = dataset.document(document)
+        attributes = dataset.attributes(document)
+        spans = dataset.spans(document)
+        show.rule(f"document {document}: {attributes.id} ({len(ids)} tokens)", align="left")
+        show.print(_marked(ids.tolist(), spans.tolist(), tokenizer))
+
+
+def _marked(ids: list[int], spans: list[list[int]], tokenizer: "Tokenizer") -> "Text":
+    from rich.text import Text
+
+    text, position = Text(), 0
+    for start, end in [*spans, [len(ids), len(ids)]]:
+        text.append(tokenizer.decode(ids[position:start], continuation=position > 0))
+        text.append(tokenizer.decode(ids[start:end], continuation=True), style=_SUPERVISED)
+        if tokenizer.eos_id in ids[start:end]:
+            text.append("<eos>", style=_SUPERVISED)
+        position = end
+    return text

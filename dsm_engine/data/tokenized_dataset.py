@@ -1,0 +1,279 @@
+"""A tokenized dataset: PREFIX.bin, .idx, .spans, .attributes and PREFIX.manifest.json, which
+vouches for the other four. docs/formats.md has the byte tables."""
+
+from array import array
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from dsm_engine.data.indexed_dataset import IndexedDataset, optimal_dtype, write_index
+from dsm_engine.data.sidecars import (
+    AttributeTable,
+    AttributeTableWriter,
+    DocumentAttributes,
+    SpanTable,
+    SpanTableWriter,
+)
+from dsm_engine.errors import DsmError
+from dsm_engine.files import atomic_file, file_xxh3, fsync_folder, read_json, write_json
+
+FORMAT_VERSION = 1
+DATA_SUFFIXES = (".bin", ".idx", ".spans", ".attributes")
+MANIFEST_SUFFIX = ".manifest.json"
+
+
+class TokenizedDataset:
+    """Documents as token ids, with supervised spans and attributes; mapped and read-only.
+
+    Opening costs O(1) a file: sizes, headers and counts are checked against the manifest and
+    against each other. Raises DsmError where a file is missing, cut short or of another dataset.
+    """
+
+    def __init__(self, prefix: Path) -> None:
+        self.prefix = prefix
+        self.manifest_path = path_of(prefix, MANIFEST_SUFFIX)
+        self.manifest = _read_manifest(self.manifest_path)
+        self._check_sizes()
+        self.indexed = IndexedDataset(prefix)
+        self.span_table = SpanTable(path_of(prefix, ".spans"))
+        self.attribute_table = AttributeTable(path_of(prefix, ".attributes"))
+        self._check_counts()
+
+    @property
+    def num_documents(self) -> int:
+        return self.indexed.num_documents
+
+    @property
+    def num_tokens(self) -> int:
+        return self.manifest["tokens"]
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that are some position's label."""
+        return self.manifest["supervised_tokens"]
+
+    @property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each document, [num_documents]."""
+        return self.indexed.lengths
+
+    def document(self, document_idx: int) -> NDArray[Any]:
+        """The document's token ids, [length]: a read-only view that keeps the mapping alive."""
+        return self.indexed.document(document_idx)
+
+    def spans(self, document_idx: int) -> NDArray[np.int32]:
+        """The document's supervised spans, [num_spans, 2]: token positions [begin, end)."""
+        return self.span_table.document(document_idx)
+
+    def attributes(self, document_idx: int) -> DocumentAttributes:
+        """Where the document comes from."""
+        return self.attribute_table.document(document_idx)
+
+    def verify(self) -> None:
+        """Reads every byte; raises DsmError that names the first damaged file."""
+        for suffix in DATA_SUFFIXES:
+            path = path_of(self.prefix, suffix)
+            expected, found = self.manifest["files"][suffix]["xxh3"], file_xxh3(path)
+            if found != expected:
+                raise DsmError(
+                    f"{path}: is damaged: expected xxh3 {expected} from {self.manifest_path.name},"
+                    f" found {found}"
+                )
+
+    def _check_sizes(self) -> None:
+        for suffix in DATA_SUFFIXES:
+            path = path_of(self.prefix, suffix)
+            expected = self.manifest["files"][suffix]["bytes"]
+            try:
+                found = path.stat().st_size
+            except OSError as error:
+                raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+            if found != expected:
+                raise DsmError(
+                    f"{path}: expected {expected} bytes from {self.manifest_path.name},"
+                    f" found {found}"
+                )
+
+    def _check_counts(self) -> None:
+        tokens = self.manifest["files"][".bin"]["bytes"] // self.indexed.dtype.itemsize
+        found = {
+            ".idx documents": (self.indexed.num_documents, "documents"),
+            ".spans documents": (self.span_table.num_documents, "documents"),
+            ".attributes documents": (self.attribute_table.num_documents, "documents"),
+            ".bin tokens": (tokens, "tokens"),
+            ".spans supervised tokens": (self.span_table.num_supervised, "supervised_tokens"),
+        }
+        for what, (count, key) in found.items():
+            if count != self.manifest[key]:
+                raise DsmError(
+                    f"{self.manifest_path}: expected {self.manifest[key]} {key},"
+                    f" found {count} {what}"
+                )
+
+
+class TokenizedDatasetWriter:
+    """Writes a tokenized dataset, streaming: tokens, spans and ids never pile up in memory.
+
+    A context manager. `finish` publishes the dataset, its manifest last; leaving the block without
+    it leaves nothing, and an older dataset at the prefix stays.
+    """
+
+    def __init__(self, prefix: Path, *, vocab_size: int) -> None:
+        if vocab_size < 1:
+            raise DsmError(f"{prefix}: a vocabulary has at least one token, found {vocab_size}")
+        self.prefix = prefix
+        self.vocab_size = vocab_size
+        self.dtype = optimal_dtype(vocab_size)
+        self.num_tokens = 0
+        self._lengths = array("i")
+        self._stack = ExitStack()
+        self._files: dict[str, _HashedFile] = {}
+
+    @property
+    def num_documents(self) -> int:
+        return len(self._lengths)
+
+    def __enter__(self) -> "TokenizedDatasetWriter":
+        folder = self.prefix.parent
+        with ExitStack() as stack:
+            self._tokens = self._open(stack, ".bin")  # makes the folder
+            self._spans = SpanTableWriter(folder)
+            stack.callback(self._spans.close)
+            self._attributes = AttributeTableWriter(folder)
+            stack.callback(self._attributes.close)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        error = error or _UnfinishedError()
+        self._stack.__exit__(type(error), error, traceback)
+
+    def add(
+        self,
+        ids: Sequence[int] | NDArray[Any],
+        spans: Sequence[tuple[int, int]],
+        *,
+        id: str,
+        source: str,
+        language: str,
+        format: str,
+        topic: str,
+    ) -> None:
+        """Adds one document; `spans` are its supervised [begin, end), in order, not overlapping.
+
+        Raises DsmError where it has no tokens, a token id is outside [0, vocab_size), or a span
+        is outside the document.
+        """
+        tokens = self._checked_tokens(ids, id)
+        try:
+            self._spans.add(spans, len(tokens))
+        except ValueError as error:
+            raise DsmError(f"{self.prefix}: document {id!r}: {error}: spans must rise") from error
+        self._attributes.add(id, (source, language, format, topic))
+        self._tokens.write(tokens.astype(self.dtype).data)
+        self._lengths.append(len(tokens))
+        self.num_tokens += len(tokens)
+
+    def finish(self, **manifest_fields: Any) -> None:
+        """Publishes the dataset; the fields go to the manifest as they are (JSON values)."""
+        manifest = {
+            "format_version": FORMAT_VERSION,
+            "documents": self.num_documents,
+            "tokens": self.num_tokens,
+            "supervised_tokens": self._spans.num_supervised,
+            "vocab_size": self.vocab_size,
+            "dtype": self.dtype.name,
+        }
+        taken = manifest.keys() | {"files"}
+        assert not taken & manifest_fields.keys(), f"{taken & manifest_fields.keys()} are computed"
+
+        write_index(self._open(self._stack, ".idx"), self._lengths, self.dtype)
+        self._spans.write_to(self._open(self._stack, ".spans"))
+        self._attributes.write_to(self._open(self._stack, ".attributes"))
+        manifest["files"] = {suffix: file.describe() for suffix, file in self._files.items()}
+        # From here on no manifest may speak of files that are being replaced.
+        manifest_path = path_of(self.prefix, MANIFEST_SUFFIX)
+        manifest_path.unlink(missing_ok=True)
+        fsync_folder(manifest_path.parent)
+        self._stack.close()
+        write_json(manifest_path, manifest | manifest_fields)
+
+    def _open(self, stack: ExitStack, suffix: str) -> "_HashedFile":
+        file = stack.enter_context(atomic_file(path_of(self.prefix, suffix)))
+        self._files[suffix] = _HashedFile(file)
+        return self._files[suffix]
+
+    def _checked_tokens(self, ids: Sequence[int] | NDArray[Any], id: str) -> NDArray[Any]:
+        where = f"{self.prefix}: document {id!r}"
+        if isinstance(ids, np.ndarray):
+            tokens = ids
+        else:
+            try:  # an array of C ints is several times faster than np.asarray of a list
+                tokens = np.frombuffer(array("q", ids), np.int64)
+            except (OverflowError, TypeError) as error:
+                raise DsmError(f"{where}: token ids are integers: {error}") from error
+        if tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+            raise DsmError(f"{where}: token ids are one row of integers")
+        if not 0 < len(tokens) < 1 << 31:
+            raise DsmError(f"{where}: expected 1 to 2^31 - 1 tokens, found {len(tokens)}")
+        low, high = tokens.min(), tokens.max()
+        if low < 0 or high >= self.vocab_size:
+            raise DsmError(
+                f"{where}: token ids must be 0 to {self.vocab_size - 1}, found {low} to {high}"
+            )
+        return tokens
+
+
+def path_of(prefix: Path, suffix: str) -> Path:
+    """PREFIX with the suffix appended, whatever dots the prefix has."""
+    return prefix.with_name(prefix.name + suffix)
+
+
+class _UnfinishedError(Exception):
+    """Thrown into the open files so that they do not become final."""
+
+
+class _HashedFile:
+    """A file that knows the size and the xxh3 of what was written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = xxhash.xxh3_64()
+        self._bytes = 0
+
+    def write(self, data: Any) -> int:
+        self._digest.update(data)
+        written = self._file.write(data)
+        self._bytes += written
+        return written
+
+    def describe(self) -> dict[str, Any]:
+        return {"bytes": self._bytes, "xxh3": self._digest.hexdigest()}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    manifest = read_json(path)
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version") if isinstance(manifest, dict) else manifest
+        raise DsmError(f"{path}: expected format_version {FORMAT_VERSION}, found {found!r}")
+    for key in ("documents", "tokens", "supervised_tokens"):
+        if not isinstance(manifest.get(key), int):
+            raise DsmError(f"{path}: expected an integer {key!r}, found {manifest.get(key)!r}")
+    files = manifest.get("files")
+    for suffix in DATA_SUFFIXES:
+        entry = files.get(suffix) if isinstance(files, dict) else None
+        fields = entry if isinstance(entry, dict) else {}
+        if not isinstance(fields.get("bytes"), int) or not isinstance(fields.get("xxh3"), str):
+            raise DsmError(f"{path}: expected bytes and xxh3 of {suffix}, found {entry!r}")
+    return manifest

@@ -1,0 +1,1 @@
+"""Answers to benchmark problems, with and without tools, graded."""

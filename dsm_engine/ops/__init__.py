@@ -1,0 +1,1 @@
+"""Torch operators over csrc, each beside a plain torch reference."""

@@ -1,0 +1,112 @@
+"""Every layout gives the one-process losses; a resumed run is the uninterrupted one, bitwise."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.metrics import read_metrics
+
+pytestmark = pytest.mark.multi
+
+WORKER = Path(__file__).with_name("layouts_worker.py")
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "dp2": {},
+    "dp2_replicated_optimizer": {"use_distributed_optimizer": False},
+    "tp2": {"tensor_model_parallel_size": 2},
+    "tp2_sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+    "pp2": {"pipeline_model_parallel_size": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recipe: Any) -> Path:
+    """One torchrun launch of two ranks that trains under every layout, and resumes."""
+    folder = tmp_path_factory.mktemp("layouts")
+    jobs = []
+    for name, parallel in LAYOUTS.items():
+        recipe = make_recipe(sample_data, folder / name, parallel=parallel)
+        jobs.append({"recipe": recipe, "resume": False})
+    for name in ("dp2", "dp2_replicated_optimizer", "tp2"):
+        for steps, resume in ((3, False), (5, True)):
+            recipe = make_recipe(
+                sample_data,
+                folder / f"{name}_resumed",
+                parallel=LAYOUTS[name],
+                training__steps=steps,
+            )
+            jobs.append({"recipe": recipe, "resume": resume})
+    jobs_file = folder / "jobs.json"
+    jobs_file.write_text(json.dumps(jobs), encoding="utf-8")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    done = subprocess.run(
+        [*command, "2", str(WORKER), str(jobs_file)],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+@pytest.fixture(scope="module")
+def one_process(
+    tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recipe: Any
+) -> Path:
+    """The same recipe on one rank, in this process."""
+    from dsm_engine.training.loop import train
+
+    run = tmp_path_factory.mktemp("one_process") / "run"
+    train(TrainRecipe.model_validate(make_recipe(sample_data, run)))
+    return run
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_loss_and_gradient_norm_equal_the_one_process_run(
+    runs: Path, one_process: Path, layout: str
+) -> None:
+    expected, found = _steps(one_process), _steps(runs / layout)
+    assert [line["step"] for line in found] == [1, 2, 3, 4, 5]
+    for mine, other in zip(found, expected, strict=True):
+        assert mine["num_supervised"] == other["num_supervised"]
+        assert mine["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert mine["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-5)
+    assert expected[-1]["loss"] < expected[0]["loss"] - 0.1, "nothing was learned to compare"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_validation_loss_equals_the_one_process_run(
+    runs: Path, one_process: Path, layout: str
+) -> None:
+    expected, found = (_validations(run) for run in (one_process, runs / layout))
+    assert len(found) == len(expected) == 2
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["dp2", "dp2_replicated_optimizer", "tp2"])
+def test_resumed_training_equals_uninterrupted_training_bitwise(runs: Path, layout: str) -> None:
+    from dsm_engine.training.convert import convert
+
+    whole, resumed = runs / layout, runs / f"{layout}_resumed"
+    for mine, other in zip(_steps(resumed), _steps(whole), strict=True):
+        for key in ("step", "loss", "grad_norm", "lr", "num_supervised", "consumed_samples"):
+            assert mine[key] == other[key], key
+    weights = []
+    for run in (whole, resumed):
+        exported = runs / "exported" / run.name
+        convert(run, exported)
+        weights.append((exported / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def _steps(run: Path) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if line["kind"] == "step"]
+
+
+def _validations(run: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(run) if line["kind"] == "validation"]

@@ -1,0 +1,183 @@
+"""Gathering a pack: equal to the plain way, and nothing damaged gets through."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dsm_engine.data.pack_index import PackIndex, build_pack_index
+from dsm_engine.data.packed_batch import NO_LABEL, PackedBatch, PackReader
+from dsm_engine.data.tokenized_dataset import TokenizedDataset, TokenizedDatasetWriter
+from dsm_engine.errors import DsmError
+
+ATTRIBUTES = {"id": "", "source": "s", "language": "en", "format": "cot", "topic": ""}
+PAD_ID = 3
+
+
+def _dataset(prefix: Path, documents, *, vocab_size: int = 500) -> TokenizedDataset:
+    with TokenizedDatasetWriter(prefix, vocab_size=vocab_size) as writer:
+        for ids, spans in documents:
+            writer.add(ids, spans, **ATTRIBUTES)
+        writer.finish()
+    return TokenizedDataset(prefix)
+
+
+def _random_documents(n: int, longest: int, seed: int = 0):
+    random = np.random.default_rng(seed)
+    documents = []
+    for _ in range(n):
+        length = int(random.integers(1, longest + 1))
+        cuts = sorted(set(random.integers(0, length + 1, 4).tolist()))
+        spans = list(zip(cuts[::2], cuts[1::2], strict=False))
+        documents.append((random.integers(0, 500, length).tolist(), spans))
+    return documents
+
+
+def _expected(dataset: TokenizedDataset, documents, capacity: int) -> dict[str, list]:
+    """One pack, token by token."""
+    batch: dict[str, list] = {"tokens": [], "labels": [], "position_ids": [], "document_ids": []}
+    ends = [0]
+    for document_id, idx in enumerate(documents):
+        ids = dataset.document(idx).tolist()
+        supervised = {t for begin, end in dataset.spans(idx).tolist() for t in range(begin, end)}
+        for t, token in enumerate(ids):
+            batch["tokens"].append(token)
+            batch["labels"].append(ids[t + 1] if t + 1 in supervised else NO_LABEL)
+            batch["position_ids"].append(t)
+            batch["document_ids"].append(document_id)
+        ends.append(ends[-1] + len(ids))
+    padding = capacity - len(batch["tokens"])
+    batch["tokens"] += [PAD_ID] * padding
+    batch["labels"] += [NO_LABEL] * padding
+    batch["position_ids"] += range(padding)
+    batch["document_ids"] += [len(documents)] * padding
+    batch["ends"] = [*ends, capacity] if padding else ends
+    return batch
+
+
+def _check(batch: PackedBatch, expected: dict[str, list], max_documents: int) -> None:
+    capacity = len(expected["tokens"])
+    for name in ("tokens", "labels", "position_ids", "document_ids"):
+        assert getattr(batch, name).tolist() == expected[name], name
+    assert batch.loss_weights.tolist() == [float(x != NO_LABEL) for x in expected["labels"]]
+    padded = expected["ends"] + [capacity] * (max_documents + 2 - len(expected["ends"]))
+    assert batch.cu_seqlens.tolist() == padded
+    assert batch.max_seqlen == max(np.diff(expected["ends"]))
+    assert batch.num_documents == len(expected["ends"]) - 1
+    assert batch.num_supervised == sum(label != NO_LABEL for label in expected["labels"])
+
+
+@pytest.mark.parametrize("vocab_size", [500, 102400])
+@pytest.mark.parametrize("strategy", ["random", "best_fit"])
+def test_packs_equal_those_gathered_token_by_token(tmp_path, strategy, vocab_size) -> None:
+    dataset = _dataset(tmp_path / "x", _random_documents(200, 60), vocab_size=vocab_size)
+    packs = build_pack_index(dataset.lengths, capacity=64, strategy=strategy, seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    num_supervised = 0
+    for i in range(packs.num_packs):
+        batch = reader.read(i)
+        _check(batch, _expected(dataset, packs.pack(i).tolist(), 64), packs.max_documents())
+        assert batch.document_idx.tolist() == packs.pack(i).tolist()
+        num_supervised += batch.num_supervised
+    assert num_supervised == dataset.num_supervised
+
+
+def test_a_pack_written_by_hand(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", [([10, 11, 12, 13], [(0, 1), (2, 4)])])
+    packs = build_pack_index(dataset.lengths, capacity=6, strategy="random", seed=0)
+    batch = PackReader(dataset, packs, pad_id=PAD_ID).read(0)
+    assert batch.tokens.tolist() == [10, 11, 12, 13, 3, 3]
+    assert batch.labels.tolist() == [-100, 12, 13, -100, -100, -100]
+    assert batch.loss_weights.tolist() == [0, 1, 1, 0, 0, 0]
+    assert batch.position_ids.tolist() == [0, 1, 2, 3, 0, 1]
+    assert batch.document_ids.tolist() == [0, 0, 0, 0, 1, 1]
+    assert batch.cu_seqlens.tolist() == [0, 4, 6]
+    assert (batch.max_seqlen, batch.num_documents, batch.num_supervised) == (4, 2, 2)
+
+
+def test_a_full_pack_has_no_padding_document(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", [([1, 2], [(1, 2)]), ([4], [(0, 1)])])
+    packs = build_pack_index(dataset.lengths, capacity=3, strategy="best_fit", seed=0)
+    batch = PackReader(dataset, packs, pad_id=PAD_ID).read(0)
+    assert batch.cu_seqlens.tolist() == [0, 2, 3, 3]
+    assert (batch.num_documents, batch.num_supervised, batch.max_seqlen) == (2, 1, 2)
+
+
+def test_reading_into_an_old_batch_leaves_nothing_of_it(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", _random_documents(100, 60))
+    packs = build_pack_index(dataset.lengths, capacity=64, strategy="random", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    out = reader.read(0)
+    for i in range(packs.num_packs):
+        batch = reader.read(i, out=out)
+        assert batch.tokens is out.tokens
+        _check(batch, _expected(dataset, packs.pack(i).tolist(), 64), packs.max_documents())
+
+
+def test_an_index_of_another_dataset_is_refused(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", [([1, 2], []), ([4], [])])
+    packs = build_pack_index([2, 2], capacity=4, strategy="random", seed=0)
+    with pytest.raises(DsmError, match="x: the pack index was built for other documents"):
+        PackReader(dataset, packs, pad_id=PAD_ID)
+
+
+def test_packs_out_of_range_are_rejected(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", [([1, 2], [])])
+    packs = build_pack_index(dataset.lengths, capacity=4, strategy="random", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    for pack_idx in (-1, 1):
+        with pytest.raises(DsmError, match=f"has 1 packs, asked for pack {pack_idx}"):
+            reader.read(pack_idx)
+
+
+def _forged(packs: PackIndex, **changes) -> PackIndex:
+    for name, value in changes.items():
+        object.__setattr__(packs, name, value)
+    return packs
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"documents": np.array([0, 9], np.int32)}, "has 2 documents, asked for document 9"),
+        ({"documents": np.array([0, -1], np.int64)}, "asked for document -1"),
+        ({"capacity": 2}, "exceed its 2 tokens"),
+        ({"offsets": np.array([0, 7], np.int64)}, "the pack index is damaged at pack 0"),
+    ],
+)
+def test_forged_packs_are_rejected(tmp_path: Path, changes, message: str) -> None:
+    dataset = _dataset(tmp_path / "x", [([1, 2], []), ([4], [])])
+    packs = build_pack_index(dataset.lengths, capacity=8, strategy="random", seed=0)
+    with pytest.raises(DsmError, match=message):
+        PackReader(dataset, _forged(packs, **changes), pad_id=PAD_ID).read(0)
+
+
+@pytest.mark.parametrize(
+    ("offset", "value"),
+    [(64 + 8, 99), (64 + 8, -1), (64 + 24, 0xFFFF_FFFF), (64 + 24, 2 | 9 << 32), (64 + 24, 2)],
+)
+def test_damaged_spans_are_rejected(tmp_path: Path, offset: int, value: int) -> None:
+    prefix = tmp_path / "x"
+    _dataset(prefix, [([1, 2, 3], [(1, 3)]), ([4], [(0, 1)])])
+    path = Path(f"{prefix}.spans")
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 8] = (value & (1 << 64) - 1).to_bytes(8, "little")
+    path.write_bytes(content)
+    dataset = TokenizedDataset(prefix)
+    packs = build_pack_index(dataset.lengths, capacity=8, strategy="random", seed=0)
+    with pytest.raises(DsmError, match=r"x\.spans: is damaged: the spans of document"):
+        PackReader(dataset, packs, pad_id=PAD_ID).read(0)
+
+
+def test_a_reader_keeps_what_it_reads_from(tmp_path: Path) -> None:
+    def read() -> PackReader:
+        dataset = _dataset(tmp_path / "x", [([1, 2, 3], [(1, 3)])])
+        build_pack_index(dataset.lengths, capacity=4, strategy="random", seed=0).save(
+            tmp_path / "p"
+        )
+        return PackReader(dataset, PackIndex.load(tmp_path / "p"), pad_id=PAD_ID)
+
+    reader = read()
+    for suffix in (".bin", ".idx", ".spans"):
+        Path(f"{tmp_path}/x{suffix}").unlink()
+    assert reader.read(0).tokens.tolist() == [1, 2, 3, 3]

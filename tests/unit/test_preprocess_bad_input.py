@@ -1,0 +1,201 @@
+"""Preprocessing of bad input: one clear line or the policy asked for, and never half a dataset."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from dsm_engine.data.preprocess import preprocess
+from dsm_engine.data.recipe import PreprocessRecipe
+from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.data.tokenizers import train_sentencepiece
+from dsm_engine.errors import DsmError
+from dsm_engine.recipes import validate_recipe
+
+GOOD = b'{"question": "1 + 1?", "solution": "It is 2."}'
+TAL_WITHOUT_ANALYSIS = orjson.dumps(
+    {
+        "queId": "x",
+        "problem": "1 + 1?",
+        "answer_option_list": [[{"aoVal": "A", "content": "2"}]],
+        "answer_analysis": ["NA"],
+        "answer_value": "A",
+    }
+)
+BAD_ROWS = {
+    "bad_json": b'{"question": "1 + 1?", "solution": "It is 2."',
+    "bad_utf8": b'{"question": "1 + 1?", "solution": "\xff\xfe"}',
+    "lone_surrogate": b'{"question": "1 + 1?", "solution": "\\udc00"}',
+    "not_an_object": b"[1, 2]",
+    "missing_question": b'{"question": "  ", "solution": "It is 2."}',
+    "missing_answer": b'{"question": "1 + 1?", "solution": ""}',
+    "bad_value": b'{"question": ["1 + 1?"], "solution": "It is 2."}',
+    "open_fence": b'{"question": "1 + 1?", "solution": "```python\\nprint(2)"}',
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tokenizer.model"
+    texts = ["User: 1 + 1? 2\n\nAssistant: It is 2.", "Please reason step by step, and put your"]
+    train_sentencepiece(texts, path=path, vocab_size=60, symbols=["\n"])
+    return path
+
+
+def make_recipe(folder: Path, model: Path, *lines: bytes, **values) -> PreprocessRecipe:
+    folder.mkdir(exist_ok=True)
+    path = folder / "in.jsonl"
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    source = {"reader": "jsonl", "path": path}
+    return PreprocessRecipe(
+        **{"output": folder / "out" / "train", "tokenizer": model, "sources": [source], **values}
+    )
+
+
+def assert_nothing_written(recipe: PreprocessRecipe) -> None:
+    folder = recipe.output.parent
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("cause", BAD_ROWS)
+def test_a_bad_row_ends_the_run_with_its_place(tmp_path: Path, model: Path, cause):
+    recipe = make_recipe(tmp_path, model, GOOD, b"", BAD_ROWS[cause], GOOD)
+    with pytest.raises(DsmError) as caught:
+        preprocess(recipe)
+    assert str(caught.value).startswith(f"{tmp_path}/in.jsonl:3:{len(GOOD) + 2}: ")
+    assert "\n" not in str(caught.value)
+    assert_nothing_written(recipe)
+
+
+def test_skipping_counts_bad_rows_by_cause(tmp_path: Path, model: Path):
+    recipe = make_recipe(tmp_path, model, GOOD, *BAD_ROWS.values(), GOOD, on_error="skip")
+    report = preprocess(recipe)
+    total = report.ledger.total
+    assert (total.read, total.kept) == (len(BAD_ROWS) + 2, 2)
+    assert total.dropped == dict.fromkeys(BAD_ROWS, 1)
+    assert TokenizedDataset(report.output).manifest["ledger"]["dropped"] == total.dropped
+    assert report.quarantine is None
+    assert not list(recipe.output.parent.glob("*quarantine*"))
+
+
+def test_quarantine_keeps_bad_rows_with_their_reasons(tmp_path: Path, model: Path):
+    recipe = make_recipe(tmp_path, model, *BAD_ROWS.values(), GOOD, on_error="quarantine")
+    report = preprocess(recipe)
+    assert report.quarantine is not None
+    assert report.quarantine == recipe.output.parent / "train.quarantine.jsonl"
+    entries = [orjson.loads(line) for line in report.quarantine.read_bytes().splitlines()]
+    assert [entry["cause"] for entry in entries] == list(BAD_ROWS)
+    assert [entry["line"] for entry in entries] == list(range(1, len(BAD_ROWS) + 1))
+    assert entries[0]["row"].encode() == BAD_ROWS["bad_json"]
+    assert "row_base64" in entries[1]
+    assert all(entry["reason"] for entry in entries)
+    assert report.ledger.total.kept == 1
+
+
+def test_a_quarantine_of_an_earlier_run_does_not_outlive_it(tmp_path: Path, model: Path):
+    first = preprocess(make_recipe(tmp_path, model, b"{", GOOD, on_error="quarantine"))
+    assert first.quarantine is not None
+    assert first.quarantine.exists()
+    preprocess(make_recipe(tmp_path, model, GOOD))
+    assert not first.quarantine.exists()
+
+
+def test_rows_their_publisher_left_unsolved_are_omitted_under_any_policy(
+    tmp_path: Path, model: Path
+):
+    good = TAL_WITHOUT_ANALYSIS.replace(b'"NA"', b'"It is 2."')
+    path = tmp_path / "tal.jsonl"
+    path.write_bytes(TAL_WITHOUT_ANALYSIS + b"\n" + good + b"\n")
+    sources = [{"reader": "tal_scq5k", "path": path}]
+    report = preprocess(make_recipe(tmp_path, model, sources=sources))
+    assert report.ledger.as_dict()["sources"]["tal_scq5k"]["dropped"] == {"no_solution": 1}
+    report = preprocess(make_recipe(tmp_path, model, sources=sources, on_error="quarantine"))
+    assert report.quarantine is not None
+    assert report.quarantine.read_bytes() == b""
+
+
+def test_an_overlong_example_is_an_error_unless_a_policy_is_chosen(tmp_path: Path, model: Path):
+    length = preprocess(make_recipe(tmp_path, model, GOOD)).num_tokens
+    exact = preprocess(make_recipe(tmp_path, model, GOOD, max_tokens=length))
+    assert exact.ledger.total.truncated == 0
+    recipe = make_recipe(tmp_path / "b", model, GOOD, max_tokens=length - 1, on_error="skip")
+    with pytest.raises(DsmError, match=rf":1:0: {length} tokens, and the limit is {length - 1}"):
+        preprocess(recipe)
+    assert_nothing_written(recipe)
+
+
+def test_dropped_overlong_examples_are_counted(tmp_path: Path, model: Path):
+    long = GOOD.replace(b"It is 2.", b"It is 2. " * 20)
+    limit = preprocess(make_recipe(tmp_path, model, GOOD)).num_tokens
+    recipe = make_recipe(tmp_path, model, long, GOOD, max_tokens=limit, overlong="drop")
+    total = preprocess(recipe).ledger.total
+    assert (total.read, total.kept, total.dropped) == (2, 1, {"overlong": 1})
+
+
+def test_a_truncated_example_keeps_its_limit_of_tokens_and_loses_its_eos(
+    tmp_path: Path, model: Path
+):
+    whole = preprocess(make_recipe(tmp_path, model, GOOD))
+    dataset = TokenizedDataset(whole.output)
+    ids, (span,) = dataset.document(0).tolist(), dataset.spans(0).tolist()
+    limit = len(ids) - 2
+    recipe = make_recipe(tmp_path / "b", model, GOOD, max_tokens=limit, overlong="truncate")
+    report = preprocess(recipe)
+    dataset = TokenizedDataset(report.output)
+    assert dataset.document(0).tolist() == ids[:limit]
+    assert dataset.spans(0).tolist() == [[span[0], limit]]
+    assert report.ledger.total.truncated == 1
+
+
+def test_an_example_cut_before_its_answer_has_nothing_to_learn(tmp_path: Path, model: Path):
+    values = {"max_tokens": 10, "overlong": "truncate"}
+    with pytest.raises(DsmError, match="no answer within 10 tokens"):
+        preprocess(make_recipe(tmp_path, model, GOOD, **values))
+    recipe = make_recipe(tmp_path, model, GOOD, **values, on_error="skip")
+    with pytest.raises(DsmError, match="no example is left of 1 rows: 1 no_supervised_tokens"):
+        preprocess(recipe)
+    assert_nothing_written(recipe)
+
+
+@pytest.mark.parametrize(("content", "message"), [(b"", "is empty"), (b"\n \n", "no examples")])
+def test_an_empty_file_is_an_error_under_any_policy(tmp_path: Path, model: Path, content, message):
+    recipe = make_recipe(tmp_path, model, on_error="skip")
+    recipe.sources[0].path.write_bytes(content)
+    with pytest.raises(DsmError, match=rf"in\.jsonl: .*{message}"):
+        preprocess(recipe)
+    assert_nothing_written(recipe)
+
+
+def test_sources_are_checked_before_any_is_read(tmp_path: Path, model: Path):
+    good = {"reader": "jsonl", "path": make_recipe(tmp_path, model, GOOD).sources[0].path}
+    for bad, message in (
+        ({"reader": "jsonl", "path": tmp_path / "none.jsonl"}, r"no such file \(sources\.1\)"),
+        ({"reader": "jsonl", "path": tmp_path}, "no such file"),
+        ({**good, "reader": "gsm8"}, "sources.1: unknown reader 'gsm8' .*mean 'gsm8k'"),
+        ({**good, "options": {"langage": "en"}}, "unknown key 'langage' .*mean 'language'"),
+    ):
+        recipe = make_recipe(tmp_path, model, GOOD, sources=[good, bad])
+        with pytest.raises(DsmError, match=message):
+            preprocess(recipe)
+        assert_nothing_written(recipe)
+
+
+def test_a_failed_run_leaves_the_dataset_before_it_alone(tmp_path: Path, model: Path):
+    output = preprocess(make_recipe(tmp_path, model, GOOD)).output
+    before = {file.name: file.read_bytes() for file in output.parent.iterdir()}
+    with pytest.raises(DsmError):
+        preprocess(make_recipe(tmp_path, model, GOOD, b"{"))
+    assert {file.name: file.read_bytes() for file in output.parent.iterdir()} == before
+
+
+def test_a_null_character_is_a_character(tmp_path: Path, model: Path):
+    line = b'{"question": "1\\u0000?", "solution": "2\\u0000."}'
+    assert preprocess(make_recipe(tmp_path, model, line)).num_documents == 1
+
+
+def test_a_misspelt_recipe_key_names_the_nearest():
+    values = {"output": "o", "tokenizer": "t", "sources": [{"reader": "jsonl", "pth": "x"}]}
+    with pytest.raises(DsmError, match=r"unknown key 'sources\.0\.pth' \(did you mean 'path'\?\)"):
+        validate_recipe(values, PreprocessRecipe, "r.yaml")
+    with pytest.raises(DsmError, match="overlong: input should be 'error', 'drop' or 'truncate'"):
+        validate_recipe({**values, "overlong": "cut"}, PreprocessRecipe, "r.yaml")

@@ -1,0 +1,138 @@
+"""Faults of a training recipe: each one line that names what, where and what to do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dsm_engine.data.pack_index import build_pack_index
+from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.errors import DsmError
+from dsm_engine.recipes import validate_recipe
+from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.loop import train
+
+Make = Any
+
+
+@pytest.fixture(scope="module")
+def finished_run(
+    tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recipe: Make
+) -> Path:
+    run = tmp_path_factory.mktemp("finished") / "run"
+    recipe = make_recipe(sample_data, run, training__steps=1)
+    train(TrainRecipe.model_validate(recipe))
+    return run
+
+
+def _fails(recipe: dict[str, Any], message: str, *, resume: bool = False) -> None:
+    with pytest.raises(DsmError, match=message) as error:
+        train(validate_recipe(recipe, TrainRecipe, "recipe.yaml"), resume=resume)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_dataset_is_named(tmp_path: Path, sample_data: Path, make_recipe: Make) -> None:
+    recipe = make_recipe(sample_data, tmp_path / "run", data__train=str(tmp_path / "nothing"))
+    _fails(recipe, r"nothing\.manifest\.json")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_is_not_the_datasets_is_refused(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    from dsm_engine.data.tokenizers import train_sentencepiece
+
+    other = tmp_path / "other.model"
+    texts = (sample_data / "validation.jsonl").read_text(encoding="utf-8").splitlines()
+    train_sentencepiece(texts, path=other, vocab_size=400)
+    recipe = make_recipe(sample_data, tmp_path / "run", data__tokenizer=str(other))
+    _fails(recipe, "was tokenized with another tokenizer")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_refused(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(sample_data, tmp_path / "run", model__vocab_size=128)
+    _fails(recipe, r"model\.vocab_size 128 is smaller than the 512 ids")
+
+
+def test_a_pack_index_of_another_capacity_or_dataset_is_refused(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    lengths = TokenizedDataset(sample_data / "train").lengths
+    narrow, foreign = tmp_path / "narrow.packs", tmp_path / "foreign.packs"
+    build_pack_index(lengths, capacity=256, strategy="random", seed=1).save(narrow)
+    build_pack_index(lengths[1:], capacity=512, strategy="random", seed=1).save(foreign)
+    recipe = make_recipe(sample_data, tmp_path / "run", data__packs=str(narrow))
+    _fails(recipe, r"packs hold 256 tokens, data\.seq_length is 512")
+    recipe = make_recipe(sample_data, tmp_path / "run", data__packs=str(foreign))
+    _fails(recipe, "built for other documents")
+
+
+def test_documents_longer_than_a_pack_are_refused(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(sample_data, tmp_path / "run", data__seq_length=32)
+    _fails(recipe, "32")
+
+
+def test_every_mistake_of_a_layout_is_in_one_message(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(
+        sample_data, tmp_path / "run", parallel={"tensor_model_parallel_size": 3}
+    )
+    _fails(recipe, r"TP 3 x PP 1 does not divide the world of 1 process")
+    from dsm_engine.parallel.config import ParallelConfig, layout_mistakes
+
+    mistakes = layout_mistakes(
+        ParallelConfig(tensor_model_parallel_size=4, sequence_parallel=True),
+        world_size=12,
+        num_layers=3,
+        num_attention_heads=6,
+        num_query_groups=2,
+        ffn_hidden_size=64,
+        vocab_size=512,
+        seq_length=510,
+        global_batch_size=4,
+    )
+    for part in ("num_attention_heads 6", "num_query_groups 2", "seq_length 510", "batch_size 4"):
+        assert any(part in mistake for mistake in mistakes), part
+
+
+def test_a_run_folder_is_not_written_over(
+    finished_run: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    before = (finished_run / "metrics.jsonl").read_bytes()
+    _fails(make_recipe(sample_data, finished_run), "already holds a run; continue it with --resume")
+    assert (finished_run / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    finished_run: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(sample_data, finished_run, model__num_layers=3)
+    _fails(recipe, "checkpoint of another model .*num_layers: 3, not 2", resume=True)
+
+
+def test_resuming_on_another_stream_of_examples_is_refused(
+    finished_run: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(sample_data, finished_run, training__global_batch_size=2)
+    _fails(recipe, "another stream of examples .*global_batch_size was 4, is 2", resume=True)
+
+
+def test_a_recipe_without_a_model_says_what_to_give(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(sample_data, tmp_path / "run")
+    del recipe["model"]
+    _fails(recipe, "give the model's shape")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_documents(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(sample_data, tmp_path / "run", training__lr=1e30, training__steps=4)
+    _fails(recipe, r"step \d: .* is (nan|inf); .*Documents of the step, by pack: \[\[\d+")
