@@ -85,7 +85,9 @@ class SpanTableWriter:
             begin, previous_end = span[0], end
             end = span[1]
             if not previous_end <= begin < end <= length:
-                raise ValueError(f"span {begin}:{end} after {previous_end} in {length} tokens")
+                raise ValueError(
+                    f"span {begin}:{end} after {previous_end} in {length} tokens: spans must rise"
+                )
             # A span's first token has a label only where a token stands before it.
             self.num_supervised += end - max(begin, 1)
             flat.extend((begin, end))
@@ -177,21 +179,24 @@ class AttributeTableWriter:
 
     def __init__(self, folder: Path) -> None:
         self._codes = tuple(array("I") for _ in COLUMNS)
-        self._names: tuple[dict[str, int], ...] = tuple({} for _ in COLUMNS)
+        self._names: tuple[dict[bytes, int], ...] = tuple({} for _ in COLUMNS)
         self._id_lengths = array("i")
         self._ids = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by close
 
     def add(self, id: str, values: tuple[str, str, str, str]) -> None:
-        """Adds one document's id and its values in the order of COLUMNS."""
+        """Adds one document's id and its values in the order of COLUMNS.
+
+        Raises UnicodeEncodeError where one has no UTF-8 (a lone surrogate).
+        """
         for codes, names, value in zip(self._codes, self._names, values, strict=True):
-            codes.append(names.setdefault(value, len(names)))
+            codes.append(names.setdefault(value.encode(), len(names)))
         encoded = id.encode()
         self._id_lengths.append(len(encoded))
         self._ids.write(encoded)
 
     def write_to(self, file: BinaryWriter) -> None:
         """Writes the whole table."""
-        strings = [name.encode() for names in self._names for name in names]
+        strings = [name for names in self._names for name in names]
         string_offsets = _offsets_of(np.array([len(s) for s in strings], np.int32))
         id_offsets = _offsets_of(np.frombuffer(self._id_lengths, np.int32))
         header = _ATTRIBUTES_HEADER.pack(

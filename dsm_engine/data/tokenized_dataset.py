@@ -172,15 +172,15 @@ class TokenizedDatasetWriter:
     ) -> None:
         """Adds one document; `spans` are its supervised [begin, end), in order, not overlapping.
 
-        Raises DsmError where it has no tokens, a token id is outside [0, vocab_size), or a span
-        is outside the document.
+        Raises DsmError where it has no tokens, a token id is outside [0, vocab_size), a span is
+        outside the document, or an attribute is no Unicode text.
         """
         tokens = self._checked_tokens(ids, id)
         try:
             self._spans.add(spans, len(tokens))
+            self._attributes.add(id, (source, language, format, topic))
         except ValueError as error:
-            raise DsmError(f"{self.prefix}: document {id!r}: {error}: spans must rise") from error
-        self._attributes.add(id, (source, language, format, topic))
+            raise DsmError(f"{self.prefix}: document {id!r}: {error}") from error
         self._tokens.write(tokens.astype(self.dtype).data)
         self._lengths.append(len(tokens))
         self.num_tokens += len(tokens)

@@ -114,6 +114,16 @@ def test_bad_documents_are_rejected(tmp_path: Path, ids, spans, message: str) ->
     assert _names(tmp_path) == []
 
 
+@pytest.mark.parametrize("change", [{"id": "\ud800"}, {"topic": "\ud800"}])
+def test_attributes_that_are_no_unicode_text_are_rejected(tmp_path: Path, change) -> None:
+    with (
+        pytest.raises(DsmError, match=r"x: document .*surrogates not allowed"),
+        TokenizedDatasetWriter(tmp_path / "x", vocab_size=1000) as writer,
+    ):
+        writer.add([1], [], **({"id": "q7"} | ATTRIBUTES | change))
+    assert _names(tmp_path) == []
+
+
 def test_leaving_without_finish_leaves_nothing(tmp_path: Path) -> None:
     with TokenizedDatasetWriter(tmp_path / "x", vocab_size=10) as writer:
         writer.add([1], [], id="", **ATTRIBUTES)
