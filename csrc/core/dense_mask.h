@@ -12,10 +12,11 @@ namespace dsm {
 /// which begins at document_begin, up to itself.
 DSM_HOST_DEVICE inline void fill_mask_segment(int64_t document_begin, int64_t query,
                                               int64_t first_key, int64_t count, uint8_t* mask) {
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t key = first_key + i;
-    mask[i] = static_cast<uint8_t>((key >= document_begin) & (key <= query));
-  }
+  // One comparison of 32 bits: keys before the document wrap around to large numbers.
+  const uint32_t reach = static_cast<uint32_t>(query - document_begin);
+  const uint32_t first = static_cast<uint32_t>(first_key - document_begin);
+  const uint32_t num_keys = static_cast<uint32_t>(count);
+  for (uint32_t i = 0; i < num_keys; ++i) mask[i] = first + i <= reach;
 }
 
 /// The CPU loop over all rows; mask has num_tokens * num_tokens bytes, 0 or 1. Throws InputError
