@@ -57,8 +57,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return arguments.run(arguments) or 0
     except DsmError as error:
-        if os.environ.get("RANK", "0") == "0":  # one line, not one a rank
-            print(f"dsm {arguments.command}: error: {error}", file=sys.stderr)  # noqa: T201
+        # Every rank prints: the fault may be of one machine only. The rank says whose line it is.
+        rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
+        print(f"dsm {arguments.command}: error{rank}: {error}", file=sys.stderr)  # noqa: T201
         return 2
     except KeyboardInterrupt:
         print(f"dsm {arguments.command}: interrupted", file=sys.stderr)  # noqa: T201

@@ -1,7 +1,7 @@
 """Answers benchmark problems greedily, with and without tools, and grades the answers.
 
-  dsm evaluate configs/evaluate.yaml model=exported output=runs/x/evaluation
-  dsm evaluate configs/evaluate.yaml model=exported modes=[cot] limit=20
+dsm evaluate configs/evaluate.yaml model=exported output=runs/x/evaluation
+dsm evaluate configs/evaluate.yaml model=exported modes=[cot] limit=20
 """
 
 import argparse

@@ -105,7 +105,12 @@ def packed_attention(
             for tensor in (query, key, value)
         ]
         output = F.scaled_dot_product_attention(
-            *batch, is_causal=True, scale=scale, enable_gqa=query.size(1) != key.size(1)
+            batch[0],
+            batch[1],
+            batch[2],
+            is_causal=True,
+            scale=scale,
+            enable_gqa=query.size(1) != key.size(1),
         )  # [documents, heads, width, head_dim]
         rows = output.transpose(1, 2).flatten(0, 1)  # [documents * width, heads, head_dim]
         outputs.append(rows.index_select(0, group.slots))
@@ -123,7 +128,9 @@ def dense_attention(
     document = torch.searchsorted(cu_seqlens[1:].contiguous(), positions, right=True)
     mask = (document[:, None] == document[None]) & (positions[:, None] >= positions[None])
     output = F.scaled_dot_product_attention(
-        *(tensor.transpose(0, 1)[None] for tensor in (query, key, value)),
+        query.transpose(0, 1)[None],
+        key.transpose(0, 1)[None],
+        value.transpose(0, 1)[None],
         attn_mask=mask,
         scale=scale,
         enable_gqa=query.size(1) != key.size(1),
@@ -160,7 +167,9 @@ class PackedAttention(MegatronModule):
         assert attention_mask is None and attention_bias is None
         if packed_seq_params is None:
             output = F.scaled_dot_product_attention(
-                *(tensor.permute(1, 2, 0, 3) for tensor in (query, key, value)),
+                query.permute(1, 2, 0, 3),
+                key.permute(1, 2, 0, 3),
+                value.permute(1, 2, 0, 3),
                 is_causal=True,
                 scale=self._scale,
                 enable_gqa=query.size(2) != key.size(2),

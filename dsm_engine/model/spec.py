@@ -34,16 +34,23 @@ class RMSNorm(torch.nn.RMSNorm):
         weight.sequence_parallel = config.sequence_parallel
 
 
-def portable_block_spec(num_layers: int) -> TransformerBlockSubmodules:
-    """The layers of one pipeline stage out of Megatron's own torch modules: any device."""
+def portable_block_spec(num_layers: int) -> Any:
+    """TransformerBlockSubmodules of one pipeline stage, from Megatron's own torch modules.
+
+    Runs on any device. Megatron's annotations are narrower than what its spec builder takes
+    (classes, and functions that return functions), hence the Any.
+    """
+    submodules: Any = TransformerLayerSubmodules
+    attention_submodules: Any = SelfAttentionSubmodules
+    block: Any = TransformerBlockSubmodules
     layer = ModuleSpec(
         module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
+        submodules=submodules(
             input_layernorm=RMSNorm,
             self_attention=ModuleSpec(
                 module=SelfAttention,
                 params={"attn_mask_type": AttnMaskType.causal},
-                submodules=SelfAttentionSubmodules(
+                submodules=attention_submodules(
                     linear_qkv=ColumnParallelLinear,
                     core_attention=PackedAttention,
                     linear_proj=RowParallelLinear,
@@ -60,4 +67,4 @@ def portable_block_spec(num_layers: int) -> TransformerBlockSubmodules:
             mlp_bda=get_bias_dropout_add,
         ),
     )
-    return TransformerBlockSubmodules(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)
+    return block(layer_specs=[layer] * num_layers, layer_norm=RMSNorm)

@@ -49,7 +49,8 @@ class ParallelContext:
 def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelContext]:
     """Joins the job torchrun started (or makes a job of one process) and leaves it at the end.
 
-    Where the process has joined already, that job is used, and left to whoever joined it. Raises DsmError where the device asked for is absent or the world does not fit the layout.
+    Where the process has joined already, that job is used, and left to whoever joined it. Raises
+    DsmError where the device asked for is absent or the world does not fit the layout.
     """
     device = _choose_device(config)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -117,9 +118,8 @@ def _join(device: torch.device, timeout: timedelta) -> None:
         dist.init_process_group(backend, timeout=timeout)
     else:
         # A job of one needs no port: nothing to collide with a neighbour's.
-        dist.init_process_group(
-            backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout
-        )
+        store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
 
 
 def _seed(device: torch.device, seed: int, tp_rank: int) -> None:

@@ -56,6 +56,7 @@ def seed_tracker(seed: int, tensor_parallel_rank: int) -> None:
     from megatron.core.tensor_parallel import get_cuda_rng_tracker
 
     tracker = get_cuda_rng_tracker()
+    assert isinstance(tracker, CpuRngTracker), "install() puts it there"
     tracker.reset()
     tracker.add("data-parallel-rng", seed)
     tracker.add("model-parallel-rng", seed + 2718 + tensor_parallel_rank)

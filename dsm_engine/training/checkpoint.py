@@ -96,8 +96,9 @@ def save_checkpoint(
 ) -> Path:
     """Writes a checkpoint on all ranks together and then points `latest` at it.
 
-    `optimizer` is given where the description says so: at step 0 it has no states yet. It is written aside and renamed, so a folder under its final name is whole; the newest `keep`
-    and step 0 stay.
+    `optimizer` is given where the description says so: at step 0 it has no states yet. The folder
+    is written aside and renamed, so it is whole under its final name; the newest `keep` and step 0
+    stay.
     """
     assert description.has_optimizer == (optimizer is not None)
     folder = checkpoint_folder(run, description.step)
@@ -140,7 +141,7 @@ def load_checkpoint(
         if saved_optimizer is not None:
             _initialize_states(saved_optimizer)
         state = _sharded_state(gpt, saved_optimizer, loading=True)
-        loaded = dist_checkpointing.load(state, str(folder))
+        loaded: Any = dist_checkpointing.load(state, str(folder))
         gpt.load_state_dict(loaded["model"])
         if saved_optimizer is not None:
             saved_optimizer.load_state_dict(loaded["optimizer"])

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
@@ -113,19 +114,20 @@ def _gguf_to_hf(source: Path, destination: Path, precision: Precision) -> Conver
 
     transformers_logging.disable_progress_bar()
     dtype = torch.float32 if precision == "fp32" else torch.bfloat16
-    location = {"pretrained_model_name_or_path": str(source.parent), "gguf_file": source.name}
+    folder, name = str(source.parent), source.name
     try:
-        loaded = LlamaForCausalLM.from_pretrained(**location, dtype=dtype)
-        tokenizer = AutoTokenizer.from_pretrained(**location)
+        loaded = LlamaForCausalLM.from_pretrained(folder, gguf_file=name, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
     except (ImportError, OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DsmError(f"{source}: transformers cannot read it: {reason}") from error
     # A fresh model saves plain safetensors; the loaded one remembers its quantisation.
-    config = loaded.config
+    config: Any = loaded.config
     config.architectures = ["LlamaForCausalLM"]
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    fresh = LlamaForCausalLM(config).to(dtype)
+    fresh = LlamaForCausalLM(config)
+    torch.nn.Module.to(fresh, dtype)
     fresh.load_state_dict(loaded.state_dict())
     with _whole_or_nothing(destination) as aside:
         fresh.save_pretrained(aside)

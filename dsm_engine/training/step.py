@@ -45,7 +45,8 @@ def forward_backward(
     Afterwards, unless `forward_only`, the gradient buffers hold the gradient of the mean over
     the supervised tokens of the global batch.
     """
-    reports = get_forward_backward_func()(
+    schedule: Any = get_forward_backward_func()
+    reports = schedule(
         forward_step_func=_forward_step,
         data_iterator=micro_batches,
         model=[model],

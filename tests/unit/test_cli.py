@@ -57,7 +57,7 @@ def test_a_bad_line_ends_preprocessing_with_its_place_and_no_files(
 ) -> None:
     lines = (sample_data / "train.jsonl").read_text(encoding="utf-8").splitlines()[:3]
     source = tmp_path / "bad.jsonl"
-    source.write_text("\n".join([*lines, '{"question": '] ) + "\n", encoding="utf-8")
+    source.write_text("\n".join([*lines, '{"question": ']) + "\n", encoding="utf-8")
     recipe = tmp_path / "recipe.yaml"
     values = {
         "output": str(tmp_path / "out" / "data"),

@@ -80,9 +80,7 @@ def test_documents_longer_than_a_pack_are_refused(
 def test_every_mistake_of_a_layout_is_in_one_message(
     tmp_path: Path, sample_data: Path, make_recipe: Make
 ) -> None:
-    recipe = make_recipe(
-        sample_data, tmp_path / "run", parallel={"tensor_model_parallel_size": 3}
-    )
+    recipe = make_recipe(sample_data, tmp_path / "run", parallel={"tensor_model_parallel_size": 3})
     _fails(recipe, r"TP 3 x PP 1 does not divide the world of 1 process")
     from dsm_engine.parallel.config import ParallelConfig, layout_mistakes
 
