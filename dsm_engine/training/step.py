@@ -45,8 +45,7 @@ def forward_backward(
     Afterwards, unless `forward_only`, the gradient buffers hold the gradient of the mean over
     the supervised tokens of the global batch.
     """
-    schedule = cast(Any, get_forward_backward_func())  # annotated as returning nothing
-    reports = schedule(
+    reports = get_forward_backward_func()(
         forward_step_func=_forward_step,
         data_iterator=micro_batches,
         model=[model],
@@ -68,7 +67,7 @@ def forward_backward(
 def optimizer_step(optimizer: MegatronOptimizer, context: ParallelContext) -> float:
     """Clips, moves the weights, and returns the gradient norm before clipping."""
     with context.optimizer_scope():
-        _, grad_norm, _ = optimizer.step()
+        _, grad_norm, _ = cast(Any, optimizer.step())  # annotated as returning nothing
     return float(grad_norm)
 
 
