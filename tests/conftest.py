@@ -10,6 +10,12 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests of the CPU path run on the CPU also where there is a GPU; `-m gpu` shows it."""
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """The folder of real data sets; tests that need it skip where it is absent."""

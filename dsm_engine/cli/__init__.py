@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if module is not None:
             module.configure(command)
             command.set_defaults(run=module.run)
-    arguments = parser.parse_args(words)
+    arguments = _parse(parser, words)
     try:
         return arguments.run(arguments) or 0
     except DsmError as error:
@@ -64,3 +64,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"dsm {arguments.command}: interrupted", file=sys.stderr)  # noqa: T201
         return 130
+
+
+def _parse(parser: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """Takes overrides behind options too (`--resume training.steps=9`), which argparse alone
+    leaves over once a command's positional arguments have begun."""
+    arguments, left = parser.parse_known_args(words)
+    wrong = [word for word in left if word.startswith("-") or "=" not in word]
+    if wrong or (left and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(wrong or left)}")
+    if left:
+        arguments.overrides = [*arguments.overrides, *left]
+    return arguments

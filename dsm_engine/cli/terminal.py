@@ -43,10 +43,16 @@ class ProgressLine:
             return
         self._last_line = now
         elapsed = now - self._started
-        eta = elapsed * (total - done) / done if done else float("inf")
+        eta = f", ETA {elapsed * (total - done) / done:.0f} s" if done else ""
         self._console.print(
-            f"{self._title}: {done:,.0f}/{total:,.0f} {note} (ETA {eta:.0f} s)", markup=False
+            f"{self._title}: {done:,.0f}/{total:,.0f} {note} ({elapsed:.0f} s{eta})", markup=False
         )
+
+    def restart(self) -> None:
+        """Counts time, and so the ETA, from here: what came before was setting up."""
+        self._started = self._last_line = time.monotonic()
+        if self._bar is not None:
+            self._bar.reset(self._task)  # type: ignore[arg-type]
 
     def print(self, text: str) -> None:
         """Prints a line above the bar."""

@@ -25,6 +25,7 @@ class TerminalObserver:
     def on_start(self, start: RunStart) -> None:
         """Says what is trained on what."""
         self._start = start
+        self._progress.restart()
         steps_per_epoch = start.packs_per_epoch / start.global_batch_size
         self._progress.print(
             f"{start.num_parameters / 1e6:,.2f} M parameters on {start.world_size} x "

@@ -7,7 +7,7 @@ is cut, padded or sampled.
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from dsm_engine.errors import DsmError
 
@@ -23,11 +23,6 @@ class Tokenizer(Protocol):
     @property
     def path(self) -> Path:
         """The model file."""
-        ...
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """What a folder needs for this tokenizer to load from it."""
         ...
 
     @property
@@ -58,6 +53,11 @@ class Tokenizer(Protocol):
         """The text of `ids`, control ids left out; a continuation keeps its leading space."""
         ...
 
+    def save(self, folder: Path) -> None:
+        """Writes what `folder` needs for `load_tokenizer(folder)` to give this tokenizer again,
+        BOS and EOS included, under the names transformers looks for."""
+        ...
+
 
 def load_tokenizer(path: Path, *, bos: str | None = None, eos: str | None = None) -> Tokenizer:
     """The tokenizer in a tokenizer.model or tokenizer.json file, or in a folder that holds one.
@@ -75,6 +75,31 @@ def load_tokenizer(path: Path, *, bos: str | None = None, eos: str | None = None
     from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
 
     return SentencePieceTokenizer(file)
+
+
+def dataset_tokenizer(
+    prefix: Path, manifest: dict[str, Any], path: Path | None = None
+) -> Tokenizer:
+    """The tokenizer a dataset was made with, from `path` or from where its manifest says.
+
+    Raises DsmError where it is another one, by its file or by its BOS and EOS.
+    """
+    made_with, recipe = manifest.get("tokenizer", {}), manifest.get("recipe", {})
+    where = path or recipe.get("tokenizer")
+    if where is None:
+        raise DsmError(f"{prefix}: its manifest names no tokenizer; give its path")
+    tokenizer = load_tokenizer(
+        Path(where), bos=recipe.get("bos_token"), eos=recipe.get("eos_token")
+    )
+    for key in ("fingerprint", "bos_id", "eos_id"):
+        theirs, ours = made_with.get(key), getattr(tokenizer, key)
+        if theirs != ours:
+            raise DsmError(
+                f"{prefix}: was tokenized with another tokenizer ({key} {theirs}) than "
+                f"{tokenizer.path} ({key} {ours}); preprocess it again, or give the tokenizer it "
+                f"was made with"
+            )
+    return tokenizer
 
 
 def encode_segments(tokenizer: Tokenizer, segments: Sequence[str]) -> list[list[int]]:

@@ -42,6 +42,8 @@ class ModelConfig(Section):
                 f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
                 f"{self.num_attention_heads}"
             )
+        if self.head_dim % 2:
+            raise ValueError(f"RoPE needs an even head size, found {self.head_dim}")
         if self.num_attention_heads % self.num_query_groups:
             raise ValueError(
                 f"num_attention_heads {self.num_attention_heads} is not divisible by "
@@ -88,6 +90,8 @@ def from_hf_config(config: dict[str, Any], where: str) -> ModelConfig:
 
     Raises DsmError where it is not a dense Llama this engine can run exactly.
     """
+    if not isinstance(config, dict):
+        raise DsmError(f"{where}: a model's config.json is a JSON object")
     architectures = config.get("architectures") or []
     if "LlamaForCausalLM" not in architectures and config.get("model_type") != "llama":
         raise DsmError(f"{where}: not a LlamaForCausalLM (architectures {architectures})")

@@ -34,17 +34,19 @@ def build_gpt(
     """This rank's stage and shard of the model, on its device, weights not yet meaningful."""
     config = _transformer_config(model, parallel, precision, context)
     num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=context.pp_rank)
-    gpt = GPTModel(
-        config,
-        portable_block_spec(num_layers),
-        vocab_size=model.vocab_size,
-        max_sequence_length=model.max_position_embeddings,
-        pre_process=context.is_first_stage,
-        post_process=context.is_last_stage,
-        share_embeddings_and_output_weights=model.tie_word_embeddings,
-        position_embedding_type="rope",
-        rotary_base=int(model.rotary_base),
-    )
+    rotary_base: Any = model.rotary_base  # annotated int, used as a number
+    with context.megatron_scope():
+        gpt = GPTModel(
+            config,
+            portable_block_spec(num_layers),
+            vocab_size=model.vocab_size,
+            max_sequence_length=model.max_position_embeddings,
+            pre_process=context.is_first_stage,
+            post_process=context.is_last_stage,
+            share_embeddings_and_output_weights=model.tie_word_embeddings,
+            position_embedding_type="rope",
+            rotary_base=rotary_base,
+        )
     gpt = gpt.to(device=context.device, dtype=DTYPES[precision])
     _mark_sharded_parameters(gpt)
     return gpt

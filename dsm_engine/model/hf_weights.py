@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, read_json, write_json
-from dsm_engine.model.config import ModelConfig, from_hf_config, to_hf_config
+from dsm_engine.model.config import ModelConfig, Precision, from_hf_config, to_hf_config
 from dsm_engine.model.gpt import named_shards
 from dsm_engine.parallel.context import ParallelContext
 
@@ -40,6 +40,13 @@ def read_hf_config(folder: Path) -> ModelConfig:
     """The shape of the model in a Hugging Face folder."""
     path = folder / "config.json"
     return from_hf_config(read_json(path), str(path))
+
+
+def read_hf_precision(folder: Path) -> Precision:
+    """What the folder's weights are kept in; float16, which nothing here computes in, as fp32."""
+    config = read_json(folder / "config.json")
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    return "bf16" if dtype == "bfloat16" else "fp32"
 
 
 def load_hf_weights(
@@ -93,8 +100,11 @@ def save_hf_model(
         for name, tensor in _to_hf(shard.name, shard.parameter.detach(), model):
             tensors[name] = tensor.to("cpu").contiguous()
     dtype_name = _DTYPE_NAMES[dtype]
-    with atomic_file(folder / "model.safetensors") as file:
-        save_file(tensors, file.name, metadata={"format": "pt"})
+    try:
+        with atomic_file(folder / "model.safetensors") as file:
+            save_file(tensors, file.name, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise DsmError(f"{folder}: the weights cannot be written: {error}") from error
     config = to_hf_config(model, dtype=dtype_name, bos_id=bos_id, eos_id=eos_id)
     generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "do_sample": False}
     write_json(folder / "generation_config.json", generation)
@@ -159,6 +169,14 @@ def _layer_names(name: str) -> tuple[str, str]:
     return f"model.layers.{layer}.", inner
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    values = read_json(index)
+    weight_map = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DsmError(f"{index}: has no weight_map; delete it if model.safetensors is whole")
+    return weight_map
+
+
 class _SafetensorsFolder:
     """The tensors of model.safetensors or of the shards its index names, read when asked for."""
 
@@ -168,7 +186,7 @@ class _SafetensorsFolder:
         index = folder / "model.safetensors.index.json"
         single = folder / "model.safetensors"
         if index.exists():
-            weight_map = read_json(index).get("weight_map", {})
+            weight_map = _weight_map(index)
             self._file_of = {name: folder / Path(file).name for name, file in weight_map.items()}
         elif single.exists():
             self._file_of = dict.fromkeys(self._open(single).keys(), single)

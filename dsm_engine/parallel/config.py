@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from dsm_engine.recipes import Section
 
 
@@ -10,15 +12,15 @@ class ParallelConfig(Section):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes CUDA with NCCL where a GPU is present, the CPU with gloo elsewhere."""
-    tensor_model_parallel_size: int = 1
+    tensor_model_parallel_size: int = Field(default=1, gt=0)
     """Ranks that share each layer's matrices (TP)."""
-    pipeline_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = Field(default=1, gt=0)
     """Ranks that hold consecutive layers (PP, 1F1B schedule)."""
     sequence_parallel: bool = False
     """Split activations between TP regions along the sequence (SP); needs TP > 1."""
     use_distributed_optimizer: bool = True
     """Shard optimizer states over data-parallel ranks."""
-    timeout_s: int = 600
+    timeout_s: int = Field(default=600, gt=0)
     """A collective that takes longer ends the job with an error."""
 
     @property
@@ -41,8 +43,6 @@ def layout_mistakes(
 ) -> list[str]:
     """Every reason why this layout cannot run, each a sentence; empty where it can."""
     tp, pp = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
-    if tp < 1 or pp < 1:
-        return [f"parallel sizes must be 1 or more, found TP {tp} and PP {pp}"]
     mistakes = [
         f"{name} {value} is not divisible by {by_name} {by}"
         for name, value, by_name, by in (

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -38,8 +39,9 @@ class ParallelContext:
         """Whether this rank holds the output layer and computes the loss."""
         return self.pp_rank == self.pp_size - 1
 
-    def optimizer_scope(self) -> contextlib.AbstractContextManager[object]:
-        """Goes around building, stepping, saving and loading the optimizer; free on CUDA."""
+    def megatron_scope(self) -> contextlib.AbstractContextManager[object]:
+        """Goes around Megatron code that names CUDA outside the forward pass: building a model,
+        building, stepping, saving and loading its optimizer. Nothing on CUDA."""
         if self.device.type == "cuda":
             return contextlib.nullcontext()
         return cpu_backend.CudaNamesAsCpu()
@@ -69,8 +71,11 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
     if joined_here:
         _join(device, timedelta(seconds=config.timeout_s))
     try:
+        minutes: Any = config.timeout_s / 60  # annotated int, used as a number
         parallel_state.initialize_model_parallel(
-            config.tensor_model_parallel_size, config.pipeline_model_parallel_size
+            config.tensor_model_parallel_size,
+            config.pipeline_model_parallel_size,
+            distributed_timeout_minutes=minutes,
         )
         try:
             tp_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -107,7 +112,13 @@ def _choose_device(config: ParallelConfig) -> torch.device:
         )
     if not have_cuda:
         return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if local_rank >= torch.cuda.device_count():
+        raise DsmError(
+            f"parallel: local rank {local_rank} has no GPU, this machine has "
+            f"{torch.cuda.device_count()}; start torchrun with --nproc-per-node of at most that"
+        )
+    device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
 

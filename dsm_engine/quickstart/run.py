@@ -20,7 +20,7 @@ from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.data.templates import load_template
 from dsm_engine.data.tokenizers import train_sentencepiece
 from dsm_engine.errors import DsmError
-from dsm_engine.files import write_json
+from dsm_engine.files import make_folder, write_json
 from dsm_engine.quickstart.summary import summarize
 from dsm_engine.recipes import load_recipe
 from dsm_engine.sandbox import Sandbox, sandbox_status
@@ -101,7 +101,7 @@ class _Quickstart:
 
     def train(self) -> None:
         data = self._output / "data"
-        num_ranks = min(_MAX_RANKS, len(os.sched_getaffinity(0)))
+        num_ranks = min(_MAX_RANKS, _num_devices())
         with self._phase("train"):
             self._run(
                 "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks),
@@ -169,8 +169,16 @@ class _Quickstart:
         self.seconds[name] = round(time.monotonic() - started, 2)
 
 
+def _num_devices() -> int:
+    """GPUs where there are any, else cores."""
+    import torch
+
+    return torch.cuda.device_count() or len(os.sched_getaffinity(0))
+
+
 def _prepare(output: Path, say: Say) -> None:
-    if output.exists() and any(output.iterdir()):
+    make_folder(output)
+    if any(output.iterdir()):
         if not (output / _MARKER).exists():
             raise DsmError(
                 f"{output}: holds files that are not a quickstart's; choose another --output"

@@ -1,25 +1,38 @@
 """Checkpoints: Megatron's distributed format plus a description a person can read.
 
-RUN/checkpoints/step_00000100/  Megatron's files and dsm.json (step, model shape, data identity)
+RUN/checkpoints/step_00000100/  Megatron's files and dsm.json (step, model shape, identity of the
+                                stream of examples, checksums of all other files)
 RUN/checkpoints/latest          the name of the newest whole checkpoint
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
+from pydantic import Field
+from torch.distributed.checkpoint.api import CheckpointException
 
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, fsync_folder, read_json, write_json
-from dsm_engine.model.config import ModelConfig
+from dsm_engine.files import (
+    atomic_file,
+    file_xxh3,
+    fsync_folder,
+    make_folder,
+    read_json,
+    write_json,
+)
+from dsm_engine.model.config import ModelConfig, Precision
 from dsm_engine.parallel.context import ParallelContext
-from dsm_engine.recipes import validate_recipe
+from dsm_engine.recipes import Section, validate_recipe
+
+OptimizerKind = Literal["distributed", "replicated"]
 
 _DESCRIPTION = "dsm.json"
 _FORMAT_VERSION = 1
@@ -37,11 +50,13 @@ class CheckpointDescription:
     step: int
     """Optimizer steps done."""
     model: ModelConfig
-    precision: str
+    precision: Precision
     stream: dict[str, Any]
     """What fixes the stream of examples: a resumed run must have the same."""
-    has_optimizer: bool
-    """Whether moments lie beside the weights; not so at step 0."""
+    optimizer: OptimizerKind | None
+    """How the moments beside the weights are laid out; None where there are none (step 0)."""
+    files: dict[str, str] = field(default_factory=dict)
+    """Name -> xxh3 of every other file; filled in by `save_checkpoint`."""
 
 
 def checkpoint_folder(run: Path, step: int) -> Path:
@@ -73,16 +88,20 @@ def describe_checkpoint(folder: Path) -> CheckpointDescription:
     version = values.get("format_version") if isinstance(values, dict) else None
     if version != _FORMAT_VERSION:
         raise DsmError(f"{path}: format version {version}, this engine reads {_FORMAT_VERSION}")
-    try:
-        return CheckpointDescription(
-            step=values["step"],
-            model=validate_recipe(values["model"], ModelConfig, str(path)),
-            precision=values["precision"],
-            stream=values["stream"],
-            has_optimizer=values["has_optimizer"],
-        )
-    except KeyError as error:
-        raise DsmError(f"{path}: key {error.args[0]!r} is missing") from error
+    del values["format_version"]
+    saved = validate_recipe(values, _SavedDescription, str(path))
+    return CheckpointDescription(**{name: getattr(saved, name) for name in values})
+
+
+class _SavedDescription(Section):
+    """What dsm.json must hold."""
+
+    step: int = Field(ge=0)
+    model: ModelConfig
+    precision: Precision
+    stream: dict[str, Any]
+    optimizer: OptimizerKind | None
+    files: dict[str, str]
 
 
 def save_checkpoint(
@@ -100,20 +119,29 @@ def save_checkpoint(
     is written aside and renamed, so it is whole under its final name; the newest `keep` and step 0
     stay.
     """
-    assert description.has_optimizer == (optimizer is not None)
+    assert (description.optimizer is None) == (optimizer is None)
     folder = checkpoint_folder(run, description.step)
     aside = folder.with_name(f".{folder.name}.tmp")
     if context.rank == 0:
         shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        make_folder(aside)
     dist.barrier()
-    with context.optimizer_scope():
-        state = _sharded_state(gpt, optimizer, loading=False)
-        dist_checkpointing.save(state, str(aside), content_metadata=_SHARDING)
+    try:
+        with context.megatron_scope():
+            state = _sharded_state(gpt, optimizer, loading=False)
+            dist_checkpointing.save(state, str(aside), content_metadata=_SHARDING)
+    except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
+        shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint keeps a full disk full
+        reason = str(error).strip().splitlines()[0]
+        raise DsmError(
+            f"{folder}: the checkpoint cannot be written ({reason}); the one before it is whole. "
+            f"Make room and go on with --resume"
+        ) from error
     dist.barrier()
+    description = replace(description, files=_checksums(aside, _file_names(aside), context))
     if context.rank == 0:
         _publish(aside, folder, description)
-        _drop_old(run, keep)
+        _drop_old(run, keep, newest=folder)
     dist.barrier()
     return folder
 
@@ -125,9 +153,9 @@ def load_checkpoint(
     optimizer: MegatronOptimizer | None,
     context: ParallelContext,
 ) -> CheckpointDescription:
-    """Fills the model (and the optimizer) from a checkpoint written under any layout.
+    """Fills the model (and the optimizer) from a checkpoint written under any TP, PP and DP.
 
-    Raises DsmError where the checkpoint is of another model or cannot be read.
+    All ranks together. Raises DsmError where the checkpoint is of another model or damaged.
     """
     description = describe_checkpoint(folder)
     differences = expected_model.differences(description.model)
@@ -136,8 +164,11 @@ def load_checkpoint(
             f"{folder}: is a checkpoint of another model ({'; '.join(differences)}); "
             f"use its recipe or another run folder"
         )
-    saved_optimizer = optimizer if description.has_optimizer else None
-    with context.optimizer_scope():
+    if optimizer is not None and description.optimizer is not None:
+        _refuse_other_optimizer(folder, description.optimizer, optimizer_kind(optimizer))
+    _verify(folder, description, context)
+    saved_optimizer = optimizer if description.optimizer is not None else None
+    with context.megatron_scope():
         if saved_optimizer is not None:
             _initialize_states(saved_optimizer)
         state = _sharded_state(gpt, saved_optimizer, loading=True)
@@ -149,6 +180,50 @@ def load_checkpoint(
         elif optimizer is not None:
             optimizer.reload_model_params()  # the main weights follow those just loaded
     return description
+
+
+def optimizer_kind(optimizer: MegatronOptimizer) -> OptimizerKind:
+    """Whether the moments are split over data-parallel ranks."""
+    return "distributed" if _distributed_optimizers(optimizer) else "replicated"
+
+
+def _refuse_other_optimizer(folder: Path, saved: OptimizerKind, ours: OptimizerKind) -> None:
+    if saved != ours:
+        needed = "true" if saved == "distributed" else "false"
+        raise DsmError(
+            f"{folder}: its moments are of a {saved} optimizer, the recipe has a {ours} one; set "
+            f"parallel.use_distributed_optimizer={needed} to resume"
+        )
+
+
+def _file_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.name != _DESCRIPTION)
+
+
+def _checksums(folder: Path, names: list[str], context: ParallelContext) -> dict[str, str]:
+    """xxh3 of the files, each read by one rank, known to all."""
+    mine = {name: file_xxh3(folder / name) for name in names[context.rank :: context.world_size]}
+    parts: list[dict[str, str] | None] = [None] * context.world_size
+    dist.all_gather_object(parts, mine)
+    return {name: digest for part in parts if part for name, digest in part.items()}
+
+
+def _verify(folder: Path, description: CheckpointDescription, context: ParallelContext) -> None:
+    """Raises DsmError, on every rank, where a file is missing or not what was written."""
+    names = sorted(description.files)
+    missing = [name for name in names if not (folder / name).is_file()]
+    faults: list[list[str]] = [[] for _ in range(context.world_size)]
+    dist.all_gather_object(faults, missing)  # a rank must not wait for one that raised
+    lost = sorted({name for fault in faults for name in fault})
+    if lost:
+        raise DsmError(f"{folder / lost[0]}: is missing; resume from another checkpoint")
+    found = _checksums(folder, names, context)
+    for name in names:
+        if found[name] != description.files[name]:
+            raise DsmError(
+                f"{folder / name}: is damaged (xxh3 {found[name]}, {_DESCRIPTION} says "
+                f"{description.files[name]}); resume from another checkpoint"
+            )
 
 
 def _sharded_state(
@@ -171,7 +246,8 @@ def _publish(aside: Path, folder: Path, description: CheckpointDescription) -> N
         "model": description.model.model_dump(mode="json"),
         "precision": description.precision,
         "stream": description.stream,
-        "has_optimizer": description.has_optimizer,
+        "optimizer": description.optimizer,
+        "files": description.files,
     }
     write_json(aside / _DESCRIPTION, values)
     if folder.exists():  # a run that was set back to an earlier checkpoint comes here again
@@ -182,10 +258,12 @@ def _publish(aside: Path, folder: Path, description: CheckpointDescription) -> N
         file.write(folder.name.encode() + b"\n")
 
 
-def _drop_old(run: Path, keep: int) -> None:
-    folders = sorted((run / "checkpoints").glob("step_*"))
-    later = [folder for folder in folders if folder != checkpoint_folder(run, 0)]
-    for folder in later[:-keep]:
+def _drop_old(run: Path, keep: int, *, newest: Path) -> None:
+    """Drops the checkpoints saved longest ago: a run set back to an earlier step has higher
+    numbers that are older."""
+    folders = set((run / "checkpoints").glob("step_*")) - {newest, checkpoint_folder(run, 0)}
+    by_age = sorted(folders, key=lambda folder: (folder / _DESCRIPTION).stat().st_mtime_ns)
+    for folder in by_age[: max(0, len(by_age) - (keep - 1))]:
         shutil.rmtree(folder)
 
 

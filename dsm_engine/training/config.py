@@ -31,9 +31,9 @@ class TrainDataConfig(Section):
 class OptimizationConfig(Section):
     """How weights move."""
 
-    steps: int = Field(gt=0)
+    steps: int = Field(gt=0, le=10**9)
     """Optimizer steps in all (a resumed run continues towards the same number)."""
-    global_batch_size: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0, le=10**6)
     """Packs a step, over all ranks."""
     lr: float = Field(gt=0)
     """Learning rate; constant after the warm-up."""

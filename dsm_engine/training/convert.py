@@ -9,9 +9,15 @@ from typing import Any
 
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
+from dsm_engine.files import make_folder
 from dsm_engine.model.config import Precision
 from dsm_engine.model.gpt import build_gpt
-from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config, save_hf_model
+from dsm_engine.model.hf_weights import (
+    load_hf_weights,
+    read_hf_config,
+    read_hf_precision,
+    save_hf_model,
+)
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.checkpoint import (
@@ -21,7 +27,7 @@ from dsm_engine.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from dsm_engine.training.run_folder import TOKENIZER_FOLDER, copy_tokenizer
+from dsm_engine.training.run_folder import TOKENIZER_FOLDER
 
 _WHOLE = ParallelConfig()
 
@@ -44,14 +50,14 @@ def convert(source: Path, destination: Path, *, precision: Precision | None = No
     Hugging Face folder. `precision` defaults to the source's. Raises DsmError where the source is
     none of these or the destination exists.
     """
-    if destination.exists() and (destination.is_file() or any(destination.iterdir())):
+    if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise DsmError(f"{destination}: is already there; choose another destination")
     if not source.exists():
         raise DsmError(f"{source}: does not exist")
     if source.is_file() and source.suffix == ".gguf":
         return _gguf_to_hf(source, destination, precision or "fp32")
     if (source / "config.json").exists():
-        return _hf_to_checkpoint(source, destination, precision or "fp32")
+        return _hf_to_checkpoint(source, destination, precision or read_hf_precision(source))
     checkpoint = source
     if (source / "checkpoints").is_dir():
         checkpoint = latest_checkpoint(source) or source
@@ -70,11 +76,11 @@ def _checkpoint_to_hf(
     model = description.model
     tokenizer = _tokenizer_of(checkpoint)
     with _one_rank() as context, _whole_or_nothing(destination) as aside:
-        dtype: Precision = precision or ("bf16" if description.precision == "bf16" else "fp32")
+        dtype = precision or description.precision
         gpt = build_gpt(model, _WHOLE, dtype, context)
         load_checkpoint(checkpoint, model, gpt, None, context)
         save_hf_model(gpt, model, context, aside, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
-        copy_tokenizer(tokenizer, aside)
+        tokenizer.save(aside)
     return Conversion(
         source=checkpoint,
         destination=destination,
@@ -89,10 +95,10 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
         gpt = build_gpt(model, _WHOLE, precision, context)
         load_hf_weights(gpt, model, context, folder)
         description = CheckpointDescription(
-            step=0, model=model, precision=precision, stream={}, has_optimizer=False
+            step=0, model=model, precision=precision, stream={}, optimizer=None
         )
         save_checkpoint(aside, description, gpt, None, context, keep=1)
-        copy_tokenizer(load_tokenizer(folder), aside / TOKENIZER_FOLDER)
+        load_tokenizer(folder).save(aside / TOKENIZER_FOLDER)
     return Conversion(
         source=folder,
         destination=destination,
@@ -147,9 +153,11 @@ def _one_rank() -> AbstractContextManager[ParallelContext]:
 @contextmanager
 def _whole_or_nothing(destination: Path) -> Iterator[Path]:
     """A folder beside `destination` that takes its name when the block ends without an error."""
+    if not destination.name:
+        raise DsmError(f"{destination}: names no folder")
     aside = destination.with_name(f".{destination.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    make_folder(aside)
     try:
         yield aside
         if destination.exists():

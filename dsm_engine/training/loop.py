@@ -13,7 +13,7 @@ from megatron.core.models.gpt import GPTModel
 
 from dsm_engine.data.pack_index import PackIndex, build_pack_index
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
-from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
+from dsm_engine.data.tokenizers import Tokenizer, dataset_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import build_gpt, initialize_weights
@@ -25,12 +25,13 @@ from dsm_engine.training.checkpoint import (
     describe_checkpoint,
     latest_checkpoint,
     load_checkpoint,
+    optimizer_kind,
     save_checkpoint,
 )
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
-from dsm_engine.training.optimizer import set_learning_rate, wrap_for_training
-from dsm_engine.training.run_folder import refuse_foreign_folder, write_run_folder
+from dsm_engine.training.optimizer import set_hyperparameters, wrap_for_training
+from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
 from dsm_engine.training.step import forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
@@ -99,7 +100,7 @@ class _Run:
                 data.validation, data.validation_packs, pad_id=pad_id, seed=0, context=context
             )
         self._stream_identity = _stream_identity(recipe, data)
-        self._start_from = latest_checkpoint(recipe.run) if resume else None
+        self._start_from = _agreed_start(recipe, self._stream_identity, resume=resume)
         if self._start_from is not None:
             self._refuse_other_stream(self._start_from)
 
@@ -119,6 +120,7 @@ class _Run:
         with ExitStack() as stack:
             writer: MetricsWriter | None = None
             if self._context.rank == 0:
+                stack.enter_context(only_writer(recipe.run))
                 write_run_folder(
                     recipe, self._data.train, self._data.train_packs, self._data.tokenizer
                 )
@@ -151,7 +153,7 @@ class _Run:
         training = self._recipe.training
         started = time.perf_counter()
         lr = learning_rate(training, self._step)
-        set_learning_rate(self._optimizer, lr)
+        set_hyperparameters(self._optimizer, training, lr=lr)
         packs = self._stream.packs_of_step(self._step, training.global_batch_size)
         self._model.zero_grad_buffer()
         self._optimizer.zero_grad()
@@ -188,8 +190,9 @@ class _Run:
         if not math.isfinite(value):
             documents = [self._stream.documents_of(pack) for pack in packs]
             raise DsmError(
-                f"step {self._step + 1}: {name} is {value}; the weights in the last checkpoint "
-                f"are from before it. Documents of the step, by pack: {documents}"
+                f"step {self._step + 1}: {name} is {value}; lower training.lr or look at the "
+                f"data, and go on with --resume from the last checkpoint, if there is one. "
+                f"Documents of the step, by pack: {documents}"
             )
 
     def _validate(self, writer: MetricsWriter | None) -> None:
@@ -219,13 +222,13 @@ class _Run:
             model=self._model_config,
             precision=self._recipe.training.precision,
             stream=self._stream_identity,
-            has_optimizer=self._step > 0,
+            optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
         )
         folder = save_checkpoint(
             self._recipe.run,
             description,
             self._gpt,
-            self._optimizer if description.has_optimizer else None,
+            self._optimizer if description.optimizer is not None else None,
             self._context,
             keep=self._recipe.logging.keep_checkpoints,
         )
@@ -259,6 +262,18 @@ class _Run:
         checkpoint = describe_checkpoint(folder)
         if checkpoint.step == 0:
             return  # nothing has been trained on yet
+        if checkpoint.step > self._recipe.training.steps:
+            raise DsmError(
+                f"{folder}: has done {checkpoint.step} steps, training.steps asks for "
+                f"{self._recipe.training.steps}; raise it"
+            )
+        precision = self._recipe.training.precision
+        if checkpoint.precision != precision:
+            raise DsmError(
+                f"{folder}: was trained in {checkpoint.precision}, the recipe says {precision}; "
+                f"restore training.precision, or export these weights and start a new run from "
+                f"them (initialize_from)"
+            )
         theirs = checkpoint.stream
         for key, mine in self._stream_identity.items():
             if theirs.get(key) != mine:
@@ -271,25 +286,23 @@ class _Run:
 
 def _open_data(recipe: TrainRecipe, model: ModelConfig) -> _Data:
     train_set = TokenizedDataset(recipe.data.train)
-    tokenizer_path = recipe.data.tokenizer or Path(train_set.manifest["recipe"]["tokenizer"])
-    tokenizer = load_tokenizer(tokenizer_path)
-    datasets = {recipe.data.train: train_set}
+    tokenizer = dataset_tokenizer(recipe.data.train, train_set.manifest, recipe.data.tokenizer)
+    validation = None
     if recipe.data.validation is not None:
-        datasets[recipe.data.validation] = TokenizedDataset(recipe.data.validation)
-    for prefix, dataset in datasets.items():
-        made_with = dataset.manifest["tokenizer"]["fingerprint"]
-        if made_with != tokenizer.fingerprint:
-            raise DsmError(
-                f"{prefix}: was tokenized with another tokenizer (fingerprint {made_with}) than "
-                f"{tokenizer.path} (fingerprint {tokenizer.fingerprint}); preprocess it again or "
-                f"set data.tokenizer"
-            )
+        validation = TokenizedDataset(recipe.data.validation)
+        dataset_tokenizer(recipe.data.validation, validation.manifest, tokenizer.path)
     if tokenizer.vocab_size > model.vocab_size:
         raise DsmError(
             f"model.vocab_size {model.vocab_size} is smaller than the {tokenizer.vocab_size} ids "
             f"of {tokenizer.path}; raise it"
         )
-    validation = datasets.get(recipe.data.validation) if recipe.data.validation else None
+    longest = int(train_set.lengths.max(initial=0))
+    if longest > model.max_position_embeddings:
+        raise DsmError(
+            f"{recipe.data.train}: has a document of {longest:,} tokens, the model is meant for "
+            f"{model.max_position_embeddings:,} (model.max_position_embeddings); raise that, or "
+            f"preprocess with a lower max_tokens"
+        )
     return _Data(
         tokenizer=tokenizer,
         train=train_set,
@@ -320,13 +333,33 @@ def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
 
 def _stream_identity(recipe: TrainRecipe, data: _Data) -> dict[str, Any]:
     return {
-        "dataset": {name: file["xxh3"] for name, file in data.train.manifest["files"].items()},
-        "strategy": data.train_packs.strategy,
-        "packs_seed": data.train_packs.seed,
+        "dataset": " ".join(file["xxh3"] for file in data.train.manifest["files"].values()),
+        "packs": f"{data.train_packs.content_xxh3():016x}",
         "order_seed": recipe.seed,
         "seq_length": recipe.data.seq_length,
         "global_batch_size": recipe.training.global_batch_size,
     }
+
+
+def _agreed_start(recipe: TrainRecipe, stream: dict[str, Any], *, resume: bool) -> Path | None:
+    """The checkpoint rank 0 finds, for all ranks; None for a fresh start.
+
+    Raises DsmError, on every rank, where ranks have read different recipes or data: machines with
+    stale copies would train on different examples without a word.
+    """
+    found: list[Any] = [latest_checkpoint(recipe.run) if resume and dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, src=0)
+    mine = {"recipe": recipe.model_dump(mode="json"), "stream of examples": stream}
+    all_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(all_ranks, mine)
+    for rank, theirs in enumerate(all_ranks):
+        for name, value in theirs.items():
+            if value != all_ranks[0][name]:
+                raise DsmError(
+                    f"rank {rank} has another {name} than rank 0; give every machine the same "
+                    f"recipe, datasets and pack index"
+                )
+    return found[0]
 
 
 def _padded(stream: PackStream, packs: list[int], context: ParallelContext) -> Iterator[Any]:

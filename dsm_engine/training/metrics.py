@@ -109,9 +109,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def _keep_lines_until(path: Path, step: int) -> None:
-    """Drops what a run wrote after the checkpoint it is resumed from."""
+    """Drops what a run wrote after the checkpoint it is resumed from; all, where that is none."""
     if not path.exists():
         return
-    kept = [line for line in read_metrics(path.parent) if line["step"] <= step]
+    kept = [line for line in read_metrics(path.parent) if 0 < step >= line["step"]]
     with atomic_file(path) as file:
         file.writelines(orjson.dumps(line) + b"\n" for line in kept)

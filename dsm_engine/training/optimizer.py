@@ -47,7 +47,7 @@ def wrap_for_training(
         params_dtype=DTYPES[training.precision],
         use_distributed_optimizer=parallel.use_distributed_optimizer,
     )
-    with context.optimizer_scope():
+    with context.megatron_scope():
         optimizer = get_megatron_optimizer(config, [model])
     model_config: Any = gpt.config
     model_config.finalize_model_grads_func = finalize_model_grads
@@ -55,7 +55,16 @@ def wrap_for_training(
     return model, optimizer
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, lr: float) -> None:
-    """Gives every parameter group the rate of the coming step."""
+def set_hyperparameters(
+    optimizer: MegatronOptimizer, training: OptimizationConfig, *, lr: float
+) -> None:
+    """Gives every parameter group the recipe's values for the coming step.
+
+    Before each step, because a loaded checkpoint brings the values it was saved with, and because
+    Megatron's groups carry `wd_mult` (0 for norms) as a mark that only its own scheduler applies.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("lr_mult", 1.0)
+        group["lr"] = lr
+        group["weight_decay"] = training.weight_decay * group["wd_mult"]
+        group["betas"] = (training.adam_beta1, training.adam_beta2)
+        group["eps"] = training.adam_eps

@@ -1,6 +1,9 @@
 """The folder of a run: everything someone else needs to say exactly what was run."""
 
+import fcntl
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,20 +12,42 @@ from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.data.tokenizers import Tokenizer
 from dsm_engine.environment import environment_report
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, write_json
+from dsm_engine.files import atomic_file, make_folder, write_json
 from dsm_engine.recipes import dump_yaml
 from dsm_engine.training.config import TrainRecipe
 
 TOKENIZER_FOLDER = "tokenizer"
+_LOCK = ".lock"
 
 
 def refuse_foreign_folder(run: Path, *, resume: bool) -> None:
     """Raises DsmError where a new run would be written over another."""
-    if not resume and (run / "metrics.jsonl").exists():
+    holds_run = (run / "metrics.jsonl").exists() or (run / "checkpoints" / "latest").exists()
+    if not resume and holds_run:
         raise DsmError(
             f"{run}: already holds a run; continue it with --resume, or choose another folder "
             f"(run=...), or delete it"
         )
+
+
+@contextmanager
+def only_writer(run: Path) -> Iterator[None]:
+    """Held by rank 0 while it writes into the run's folder.
+
+    Raises DsmError where another process holds it. Half-written checkpoints that a killed run
+    left are removed.
+    """
+    make_folder(run)
+    with (run / _LOCK).open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DsmError(
+                f"{run}: another dsm train is writing here; stop it, or choose another folder"
+            ) from error
+        for left in (run / "checkpoints").glob(".step_*.tmp"):
+            shutil.rmtree(left)
+        yield
 
 
 def write_run_folder(
@@ -30,20 +55,22 @@ def write_run_folder(
 ) -> None:
     """Writes recipe.yaml, environment.json, data.json and tokenizer/; rank 0 only."""
     run = recipe.run
-    with atomic_file(run / "recipe.yaml") as file:
-        file.write(dump_yaml(recipe).encode())
+    _write_recipe(run / "recipe.yaml", dump_yaml(recipe).encode())
     write_json(run / "environment.json", environment_report())
     write_json(run / "data.json", _describe_data(recipe, dataset, packs))
-    copy_tokenizer(tokenizer, run / TOKENIZER_FOLDER)
+    tokenizer.save(run / TOKENIZER_FOLDER)
 
 
-def copy_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Copies the files a tokenizer needs, so that the folder can be moved on its own."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for source in tokenizer.files:
-        target = folder / source.name
-        if target.resolve() != source.resolve():
-            shutil.copyfile(source, target)
+def _write_recipe(path: Path, content: bytes) -> None:
+    """Keeps the recipe of the steps before a resumption under recipe.1.yaml, recipe.2.yaml, ..."""
+    if path.exists() and (earlier := path.read_bytes()) != content:
+        number = 1
+        while (kept := path.with_name(f"recipe.{number}.yaml")).exists():
+            number += 1
+        with atomic_file(kept) as file:
+            file.write(earlier)
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def _describe_data(

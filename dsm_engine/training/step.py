@@ -45,15 +45,16 @@ def forward_backward(
     Afterwards, unless `forward_only`, the gradient buffers hold the gradient of the mean over
     the supervised tokens of the global batch.
     """
-    reports = get_forward_backward_func()(
-        forward_step_func=_forward_step,
-        data_iterator=micro_batches,
-        model=[model],
-        num_microbatches=num_micro_batches,
-        seq_length=seq_length,
-        micro_batch_size=1,
-        forward_only=forward_only,
-    )
+    with torch.set_grad_enabled(not forward_only):
+        reports = get_forward_backward_func()(
+            forward_step_func=_forward_step,
+            data_iterator=micro_batches,
+            model=[model],
+            num_microbatches=num_micro_batches,
+            seq_length=seq_length,
+            micro_batch_size=1,
+            forward_only=forward_only,
+        )
     sums = torch.zeros(2, dtype=torch.float64, device=context.device)
     for report in reports:
         sums += report["loss_sum_and_tokens"].double()
@@ -66,7 +67,7 @@ def forward_backward(
 
 def optimizer_step(optimizer: MegatronOptimizer, context: ParallelContext) -> float:
     """Clips, moves the weights, and returns the gradient norm before clipping."""
-    with context.optimizer_scope():
+    with context.megatron_scope():
         _, grad_norm, _ = cast(Any, optimizer.step())  # annotated as returning nothing
     return float(grad_norm)
 

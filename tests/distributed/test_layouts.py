@@ -20,6 +20,8 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tensor_model_parallel_size": 2},
     "tp2_sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipeline_model_parallel_size": 2},
+    "pp2_tied": {"pipeline_model_parallel_size": 2},
+    "tp2_tied": {"tensor_model_parallel_size": 2},
 }
 RESUMED = ["dp2", "dp2_replicated_optimizer", "tp2", "dp2_bf16"]
 
@@ -30,7 +32,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recip
     folder = tmp_path_factory.mktemp("layouts")
     jobs = []
     for name, parallel in LAYOUTS.items():
-        recipe = make_recipe(sample_data, folder / name, parallel=parallel)
+        recipe = _recipe(make_recipe, sample_data, folder / name, name, parallel=parallel)
         jobs.append({"recipe": recipe, "resume": False})
     bf16 = make_recipe(sample_data, folder / "dp2_bf16", training__precision="bf16")
     jobs.append({"recipe": bf16, "resume": False})
@@ -65,19 +67,21 @@ def runs(tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recip
 def one_process(
     tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recipe: Any
 ) -> Path:
-    """The same recipe on one rank, in this process."""
+    """The recipes on one rank, in this process: a folder with runs `untied` and `tied`."""
     from dsm_engine.training.loop import train
 
-    run = tmp_path_factory.mktemp("one_process") / "run"
-    train(TrainRecipe.model_validate(make_recipe(sample_data, run)))
-    return run
+    folder = tmp_path_factory.mktemp("one_process")
+    for name in ("untied", "tied"):
+        recipe = _recipe(make_recipe, sample_data, folder / name, f"one_{name}")
+        train(TrainRecipe.model_validate(recipe))
+    return folder
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_loss_and_gradient_norm_equal_the_one_process_run(
     runs: Path, one_process: Path, layout: str
 ) -> None:
-    expected, found = _steps(one_process), _steps(runs / layout)
+    expected, found = _steps(_same_model(one_process, layout)), _steps(runs / layout)
     assert [line["step"] for line in found] == [1, 2, 3, 4, 5]
     for mine, other in zip(found, expected, strict=True):
         assert mine["num_supervised"] == other["num_supervised"]
@@ -90,7 +94,8 @@ def test_loss_and_gradient_norm_equal_the_one_process_run(
 def test_validation_loss_equals_the_one_process_run(
     runs: Path, one_process: Path, layout: str
 ) -> None:
-    expected, found = (_validations(run) for run in (one_process, runs / layout))
+    baseline = _same_model(one_process, layout)
+    expected, found = (_validations(run) for run in (baseline, runs / layout))
     assert len(found) == len(expected) == 2
     assert found == pytest.approx(expected, rel=1e-5)
 
@@ -126,6 +131,15 @@ def test_resumed_training_equals_uninterrupted_training_bitwise(runs: Path, layo
         convert(run, exported)
         weights.append((exported / "model.safetensors").read_bytes())
     assert weights[0] == weights[1]
+
+
+def _recipe(make_recipe: Any, data: Path, run: Path, name: str, **changes: Any) -> dict[str, Any]:
+    tied = name.endswith("_tied")
+    return make_recipe(data, run, model__tie_word_embeddings=tied, **changes)
+
+
+def _same_model(one_process: Path, layout: str) -> Path:
+    return one_process / ("tied" if layout.endswith("_tied") else "untied")
 
 
 def _steps(run: Path) -> list[dict[str, Any]]:

@@ -102,3 +102,28 @@ def test_inspect_marks_what_is_trained_on(
     assert main(["inspect", str(sample_data / "train"), "1"]) == 0
     printed = capsys.readouterr().out
     assert "User:" in printed and "Assistant:" in printed and "<eos>" in printed
+
+
+def test_overrides_may_stand_behind_options(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{}", encoding="utf-8")
+    assert main(["train", str(recipe), "seed=1", "--resume", "training.stepz=7"]) == 2
+    assert "unknown key 'training.stepz' (did you mean 'steps'?)" in capsys.readouterr().err
+    for wrong in (["--resumee"], ["--resume", "steps"]):
+        with pytest.raises(SystemExit) as ended:
+            main(["train", str(recipe), *wrong])
+        assert ended.value.code == 2
+
+
+@pytest.mark.parametrize("where", ["file/x", "file", "/proc/x/y", "n" * 300 + "/x", "a\0b/c"])
+def test_an_output_that_cannot_be_made_is_one_line(
+    where: str, tmp_path: Path, sample_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("x", encoding="utf-8")
+    output = str(tmp_path / where)
+    assert main(["pack", str(sample_data / "train"), "--capacity", "512", "--output", output]) == 2
+    assert main(["quickstart", "--output", output]) == 2
+    assert capsys.readouterr().err.count("error: ") == 2
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "x"
