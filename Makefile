@@ -11,7 +11,7 @@ STAMP := $(VENV)/.installed
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install quickstart test test-slow test-gpu real-weights lint format clean
+.PHONY: install quickstart test test-slow test-native test-gpu real-weights lint format clean
 
 install: $(STAMP)
 
@@ -22,6 +22,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(shell grep '^torch==' constraints.txt)
 	$(PIP) install --quiet --constraint constraints.txt scikit-build-core pybind11 cmake ninja
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[eval,test,dev]'
+	@$(BIN)/python -c 'from importlib.util import find_spec as f; print("dsm_engine: CUDA operators are built" if f("dsm_engine._cuda") else "dsm_engine: no nvcc found, CUDA operators are left out")'
 	touch $@
 
 quickstart: $(STAMP)
@@ -34,6 +35,12 @@ test: $(STAMP)
 # Real weights and long comparisons; under 15 minutes on 2 cores.
 test-slow: real-weights
 	$(PYTEST) -m 'slow and not gpu'
+
+# The C++ core without Python, under AddressSanitizer and UndefinedBehaviorSanitizer.
+test-native: $(STAMP)
+	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DDSM_TESTS=ON -DDSM_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	$(BIN)/cmake --build build/native-tests --target core_test
+	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
 
 # On a machine with a GPU.
 test-gpu: $(STAMP)

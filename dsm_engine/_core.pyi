@@ -29,6 +29,7 @@ class PackGatherer:
         spans: NDArray[np.int32],
         pack_offsets: NDArray[np.int64],
         documents: NDArray[Any],
+        vocab_size: int,
         pad_id: int,
     ) -> None: ...
     def gather(

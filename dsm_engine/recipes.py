@@ -11,15 +11,27 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from dsm_engine.errors import DsmError
 
 
 class Section(BaseModel):
-    """One part of a recipe: frozen, no unknown keys, a docstring under each field."""
+    """One part of a recipe: frozen, no unknown keys, a docstring under each field.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    Numbers are finite, and paths hold no NUL character.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False
+    )
+
+    @field_validator("*")
+    @classmethod
+    def _without_nul(cls, value: Any) -> Any:
+        if isinstance(value, Path) and "\0" in str(value):
+            raise ValueError("a path holds no NUL character")
+        return value
 
 
 SectionT = TypeVar("SectionT", bound=Section)
@@ -48,7 +60,10 @@ def validate_recipe(values: dict[str, Any], schema: type[SectionT], where: str) 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file, `extends:` resolved. Raises DsmError where it cannot be had."""
-    return _read_extended(path, ())
+    try:
+        return _read_extended(path, ())
+    except RecursionError as error:
+        raise DsmError(f"{path}: is nested too deeply") from error
 
 
 def dump_yaml(section: Section) -> str:
@@ -88,6 +103,16 @@ _RecipeLoader.add_implicit_resolver(
     re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"),
     list("-+0123456789"),
 )
+# What PyYAML's constructors raise for `2024-13-45`, `!!int ""`, `!!timestamp x` and their like.
+_VALUE_ERRORS = (ValueError, TypeError, AttributeError, LookupError, ArithmeticError)
+_MAX_SHOWN = 80  # characters of a value in a message
+_EXPECTED = {
+    "model_type": "expected a section of keys and values",
+    "dict_type": "expected keys and values",
+    "list_type": "expected a list",
+    "path_type": "expected a path",
+    "string_type": "expected text",
+}
 
 
 def _read_extended(path: Path, extended_by: tuple[Path, ...]) -> dict[str, Any]:
@@ -111,13 +136,17 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise DsmError(f"{path}: is not UTF-8 (byte {error.start})") from error
+    except ValueError as error:  # a NUL in the path
+        raise DsmError(f"{str(path)!r}: cannot be read: {error}") from error
     try:
         values = yaml.load(text, _RecipeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise DsmError(f"{path}{line}: is not YAML: {problem}") from error
+        problem = getattr(error, "problem", None) or error
+        raise DsmError(f"{path}{line}: is not YAML: {_one_line(problem)}") from error
+    except _VALUE_ERRORS as error:
+        raise DsmError(f"{path}: holds a value YAML cannot read: {_one_line(error)}") from error
     if not isinstance(values, dict):
         raise DsmError(f"{path}: a recipe is a mapping of keys to values, found {_kind(values)}")
     return values
@@ -129,8 +158,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise DsmError(f"override {override!r}: write it as section.key=value")
     try:
         value = yaml.load(text, _RecipeLoader)
-    except yaml.YAMLError as error:
-        raise DsmError(f"override {override!r}: the value is not YAML") from error
+    except (yaml.YAMLError, RecursionError, *_VALUE_ERRORS) as error:
+        raise DsmError(f"override {_shown(override)}: the value is not YAML") from error
     *parents, last = key.split(".")
     node: Any = values
     for name in parents:
@@ -147,7 +176,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _list_index(items: list[Any], name: str, override: str) -> int:
-    if not name.isdigit() or int(name) >= len(items):
+    if not name.isdecimal() or len(name) > 9 or int(name) >= len(items):
         raise DsmError(f"override {override!r}: {name!r} is not one of the {len(items)} items")
     return int(name)
 
@@ -168,10 +197,34 @@ def _describe(problem: Any, schema: type[Section]) -> str:
         return f"unknown key {name!r} {nearest(location[-1], known)}"
     if problem["type"] == "missing":
         return f"key {name!r} is missing"
-    message = problem["msg"].removeprefix("Value error, ")
-    if not name:
-        return message
-    return f"{name}: {message[0].lower()}{message[1:]} (found {problem['input']!r})"
+    message = _expectation(problem)
+    # A validator of a whole section says itself which of its keys are at fault.
+    of_section = problem["type"] == "value_error" and isinstance(problem["input"], dict | Section)
+    found = "" if of_section else f" (found {_shown(problem['input'])})"
+    return _one_line(f"{name}: {message}{found}" if name else message)
+
+
+def _expectation(problem: Any) -> str:
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind in _EXPECTED:
+        return _EXPECTED[kind]
+    if kind == "too_short":
+        least = context["min_length"]
+        return f"expected at least {least} item{'s' if least > 1 else ''}"
+    if kind == "value_error":
+        return str(context["error"])
+    return problem["msg"][:1].lower() + problem["msg"][1:]
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    text = repr(str(value) if isinstance(value, Path) else value)
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _keys_at(schema: type[BaseModel], location: Sequence[Any]) -> list[str]:

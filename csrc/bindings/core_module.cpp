@@ -110,12 +110,14 @@ class PackGatherer {
  public:
   PackGatherer(std::shared_ptr<dsm::IndexedDataset> dataset, Array<int64_t> span_offsets,
                Array<int32_t> spans, Array<int64_t> pack_offsets, const py::array& documents,
-               int64_t pad_id)
+               int64_t vocab_size, int64_t pad_id)
       : dataset_(std::move(dataset)),
         span_offsets_(std::move(span_offsets)),
         spans_(std::move(spans)),
         pack_offsets_(std::move(pack_offsets)),
+        vocab_size_(vocab_size),
         pad_id_(pad_id) {
+    if (vocab_size_ < 1) throw py::value_error("a vocabulary has at least one token");
     if (span_offsets_.size() != dataset_->num_documents() + 1 || spans_.size() % 2 != 0) {
       throw py::value_error("the spans are not of this dataset");
     }
@@ -165,7 +167,7 @@ class PackGatherer {
     }
     const dsm::SpanTable supervision{view(span_offsets_), view(spans_)};
     py::gil_scoped_release release;
-    return dsm::gather_pack<Id>(*dataset_, supervision, pack, pad_id_, out);
+    return dsm::gather_pack<Id>(*dataset_, supervision, pack, vocab_size_, pad_id_, out);
   }
 
   std::shared_ptr<dsm::IndexedDataset> dataset_;
@@ -173,6 +175,7 @@ class PackGatherer {
   Array<int32_t> spans_;
   Array<int64_t> pack_offsets_;
   std::variant<Array<int32_t>, Array<int64_t>> documents_;
+  int64_t vocab_size_;
   int64_t pad_id_;
 };
 
@@ -233,9 +236,10 @@ PYBIND11_MODULE(_core, module) {
 
   py::class_<PackGatherer>(module, "PackGatherer")
       .def(py::init<std::shared_ptr<dsm::IndexedDataset>, Array<int64_t>, Array<int32_t>,
-                    Array<int64_t>, py::array, int64_t>(),
+                    Array<int64_t>, py::array, int64_t, int64_t>(),
            py::arg("dataset"), py::arg("span_offsets").noconvert(), py::arg("spans").noconvert(),
-           py::arg("pack_offsets").noconvert(), py::arg("documents").noconvert(), py::arg("pad_id"))
+           py::arg("pack_offsets").noconvert(), py::arg("documents").noconvert(),
+           py::arg("vocab_size"), py::arg("pad_id"))
       .def("gather", &PackGatherer::gather, py::arg("pack_idx"), py::arg("tokens").noconvert(),
            py::arg("labels").noconvert(), py::arg("loss_weights").noconvert(),
            py::arg("position_ids").noconvert(), py::arg("document_ids").noconvert(),

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <limits>
 #include <numeric>
 
 #include "core/error.h"
@@ -9,23 +10,40 @@
 namespace dsm {
 namespace {
 
+/// Copies the document's tokens; false where one is outside [0, last]. No branch in the loop.
 template <class Token>
-void widen(const DocumentView& document, int64_t* out) {
+bool widen(const DocumentView& document, uint32_t last, int64_t* out) {
   const Token* tokens = reinterpret_cast<const Token*>(document.data);
-  std::copy_n(tokens, document.length, out);
+  uint32_t outside = 0;  // its top bit: a token was negative, or last - token was
+  for (int64_t i = 0; i < document.length; ++i) {
+    const uint32_t token = static_cast<uint32_t>(tokens[i]);
+    outside |= token | (last - token);
+    out[i] = tokens[i];
+  }
+  return outside >> 31 == 0;
 }
 
-void copy_tokens(const IndexedDataset& dataset, const DocumentView& document, int64_t* out) {
+/// As `widen`, for the dataset's own type of tokens.
+bool copy_tokens(const IndexedDataset& dataset, const DocumentView& document, uint32_t last,
+                 int64_t* out) {
   switch (dataset.token_type()) {
     case TokenType::uint16:
-      return widen<uint16_t>(document, out);
+      return widen<uint16_t>(document, last, out);
     case TokenType::int32:
-      return widen<int32_t>(document, out);
+      return widen<int32_t>(document, last, out);
     default:
       throw InputError(concat(dataset.prefix().string(),
                               ".idx: expected tokens of dtype code 8 (uint16) or 4 (int32), found ",
                               static_cast<int>(dataset.token_type())));
   }
+}
+
+[[noreturn]] void throw_foreign_token(const IndexedDataset& dataset, int64_t document,
+                                      std::span<const int64_t> tokens, int64_t last) {
+  const auto is_foreign = [last](int64_t token) { return token < 0 || token > last; };
+  throw InputError(concat(
+      dataset.prefix().string(), ".bin: is damaged: document ", document, " has the token id ",
+      *std::find_if(tokens.begin(), tokens.end(), is_foreign), ", expected 0 to ", last));
 }
 
 [[noreturn]] void throw_damaged_spans(const IndexedDataset& dataset, int64_t document) {
@@ -62,7 +80,7 @@ int64_t supervise(const IndexedDataset& dataset, const SpanTable& supervision, i
 
 template <class Id>
 PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervision,
-                         std::span<const Id> documents, int64_t pad_id,
+                         std::span<const Id> documents, int64_t vocab_size, int64_t pad_id,
                          const PackedBatchView& out) {
   const int64_t capacity = static_cast<int64_t>(out.tokens.size());
   assert(out.labels.size() == out.tokens.size() && out.loss_weights.size() == out.tokens.size());
@@ -70,6 +88,9 @@ PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervi
   assert(out.document_ids.size() == out.tokens.size());
   assert(out.cu_seqlens.size() >= documents.size() + 2);
   assert(supervision.offsets.size() == static_cast<size_t>(dataset.num_documents()) + 1);
+  assert(vocab_size >= 1);
+  constexpr int64_t largest_id = std::numeric_limits<int32_t>::max();
+  const uint32_t last_id = static_cast<uint32_t>(std::min(vocab_size - 1, largest_id));
 
   PackedCounts counts;
   int64_t begin = 0;
@@ -92,11 +113,13 @@ PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervi
       throw InputError(concat(dataset.prefix().string(), ": the documents of this pack exceed its ",
                               capacity, " tokens: the pack index was built for other documents"));
     }
-    int64_t* tokens = out.tokens.data() + begin;
-    copy_tokens(dataset, document, tokens);
-    counts.num_supervised +=
-        supervise(dataset, supervision, idx, {tokens, static_cast<size_t>(document.length)},
-                  out.labels.data() + begin, out.loss_weights.data() + begin);
+    const std::span<int64_t> tokens =
+        out.tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(document.length));
+    if (!copy_tokens(dataset, document, last_id, tokens.data())) {
+      throw_foreign_token(dataset, idx, tokens, last_id);
+    }
+    counts.num_supervised += supervise(dataset, supervision, idx, tokens, out.labels.data() + begin,
+                                       out.loss_weights.data() + begin);
     close_document(document.length);
   }
   if (begin < capacity) {
@@ -109,8 +132,8 @@ PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervi
 }
 
 template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&, std::span<const int32_t>,
-                                  int64_t, const PackedBatchView&);
+                                  int64_t, int64_t, const PackedBatchView&);
 template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&, std::span<const int64_t>,
-                                  int64_t, const PackedBatchView&);
+                                  int64_t, int64_t, const PackedBatchView&);
 
 }  // namespace dsm

@@ -35,14 +35,18 @@ struct PackedCounts {
 
 /// Fills `out` with the documents, one after the other, and the rest with pad_id. A position has a
 /// label where the next token is of the same document and lies in one of its supervised spans.
-/// Throws InputError where a document does not exist, the pack overflows, or the spans are damaged.
+/// Throws InputError where a document does not exist, the pack overflows, a token id is outside
+/// [0, vocab_size), or the spans are damaged.
 template <class Id>
 PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervision,
-                         std::span<const Id> documents, int64_t pad_id, const PackedBatchView& out);
+                         std::span<const Id> documents, int64_t vocab_size, int64_t pad_id,
+                         const PackedBatchView& out);
 
 extern template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&,
-                                         std::span<const int32_t>, int64_t, const PackedBatchView&);
+                                         std::span<const int32_t>, int64_t, int64_t,
+                                         const PackedBatchView&);
 extern template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&,
-                                         std::span<const int64_t>, int64_t, const PackedBatchView&);
+                                         std::span<const int64_t>, int64_t, int64_t,
+                                         const PackedBatchView&);
 
 }  // namespace dsm

@@ -1,4 +1,5 @@
-"""Shows documents of a tokenized dataset; what is trained on is green and underlined.
+"""Shows documents of a tokenized dataset; what is trained on is green and underlined, and stands
+in white brackets (U+27E6, U+27E7) where there is no color: on a pipe, or with NO_COLOR.
 
 dsm inspect data/train 17
 dsm inspect data/train --pack 3 --packs data/train.random-4096.packs
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from dsm_engine.data.tokenizers import Tokenizer
 
 _SUPERVISED = "green underline"
+_MARKS = ("⟦", "⟧")  # U+27E6, U+27E7: mathematics seldom has them
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,17 +29,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints one document, or those of one pack with a rule between them."""
+    from rich.text import Text
+
     from dsm_engine.cli.terminal import console
     from dsm_engine.data.pack_index import PackIndex
     from dsm_engine.data.tokenized_dataset import TokenizedDataset
-    from dsm_engine.data.tokenizers import load_tokenizer
+    from dsm_engine.data.tokenizers import dataset_tokenizer
     from dsm_engine.errors import DsmError
 
     dataset = TokenizedDataset(arguments.prefix)
-    made_with = dataset.manifest["recipe"]["tokenizer"]
-    tokenizer = load_tokenizer(arguments.tokenizer or Path(made_with))
-    if tokenizer.fingerprint != dataset.manifest["tokenizer"]["fingerprint"]:
-        raise DsmError(f"{tokenizer.path}: is not the tokenizer {arguments.prefix} was made with")
+    tokenizer = dataset_tokenizer(arguments.prefix, dataset.manifest, arguments.tokenizer)
     documents = [arguments.document]
     if arguments.pack is not None:
         if arguments.packs is None:
@@ -47,22 +48,27 @@ def run(arguments: argparse.Namespace) -> None:
             raise DsmError(f"{arguments.packs}: was built for another dataset")
         documents = [int(document) for document in packs.pack(arguments.pack)]
     show = console()
+    in_color = show.color_system is not None and not show.no_color
     for document in documents:
         ids = dataset.document(document)
         attributes = dataset.attributes(document)
         spans = dataset.spans(document)
-        show.rule(f"document {document}: {attributes.id} ({len(ids)} tokens)", align="left")
-        show.print(_marked(ids.tolist(), spans.tolist(), tokenizer))
+        show.rule(Text(f"document {document}: {attributes.id} ({len(ids)} tokens)"), align="left")
+        marks = ("", "") if in_color else _MARKS
+        show.print(_marked(ids.tolist(), spans.tolist(), tokenizer, marks))
 
 
-def _marked(ids: list[int], spans: list[list[int]], tokenizer: "Tokenizer") -> "Text":
+def _marked(
+    ids: list[int], spans: list[list[int]], tokenizer: "Tokenizer", marks: tuple[str, str]
+) -> "Text":
     from rich.text import Text
 
     text, position = Text(), 0
-    for start, end in [*spans, [len(ids), len(ids)]]:
+    for start, end in spans:
         text.append(tokenizer.decode(ids[position:start], continuation=position > 0))
-        text.append(tokenizer.decode(ids[start:end], continuation=True), style=_SUPERVISED)
-        if tokenizer.eos_id in ids[start:end]:
-            text.append("<eos>", style=_SUPERVISED)
+        eos = "<eos>" if tokenizer.eos_id in ids[start:end] else ""
+        supervised = tokenizer.decode(ids[start:end], continuation=start > 0)
+        text.append(f"{marks[0]}{supervised}{eos}{marks[1]}", style=_SUPERVISED)
         position = end
+    text.append(tokenizer.decode(ids[position:], continuation=position > 0))
     return text

@@ -7,7 +7,10 @@ dsm pack data/train --capacity 4096 --strategy best_fit --output data/train.pack
 import argparse
 import time
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
+
+if TYPE_CHECKING:
+    from dsm_engine.data.pack_index import PackStatistics
 
 _BAR_WIDTH = 40
 
@@ -34,10 +37,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Builds with every strategy, prints them beside each other, writes the one asked for."""
     from dsm_engine.cli.terminal import console
-    from dsm_engine.data.pack_index import PackStrategy, build_pack_index
+    from dsm_engine.data.pack_index import PackStrategy, build_pack_index, refuse_other_files
     from dsm_engine.data.tokenized_dataset import TokenizedDataset
+    from dsm_engine.errors import DsmError
 
+    if arguments.capacity < 1:
+        raise DsmError(f"--capacity is the tokens of a pack, 1 or more, found {arguments.capacity}")
     dataset = TokenizedDataset(arguments.prefix)
+    if dataset.num_documents == 0:
+        raise DsmError(f"{arguments.prefix}: holds no documents to pack")
+    name = f"{arguments.prefix.name}.{arguments.strategy}-{arguments.capacity}.packs"
+    output = arguments.output or arguments.prefix.with_name(name)
+    refuse_other_files(output)
+
+    built = {}
+    lines: list[str] = []
+    for strategy in get_args(PackStrategy):
+        started = time.perf_counter()
+        try:
+            packs = build_pack_index(
+                dataset.lengths, capacity=arguments.capacity, strategy=strategy, seed=arguments.seed
+            )
+        except DsmError as error:
+            raise DsmError(f"{arguments.prefix}: {error}") from error
+        milliseconds = 1000 * (time.perf_counter() - started)
+        built[strategy] = packs
+        lines.append(_line(strategy, packs.statistics(dataset.lengths), milliseconds))
+
     show = console()
     num_tokens = int(dataset.lengths.sum(dtype="int64"))
     before = num_tokens / (dataset.num_documents * arguments.capacity)
@@ -45,29 +71,22 @@ def run(arguments: argparse.Namespace) -> None:
         f"{dataset.num_documents:,} documents, {num_tokens:,} tokens, capacity "
         f"{arguments.capacity:,}; fill before packing (one document a row) {before:.2%}"
     )
-    chosen = None
-    for strategy in get_args(PackStrategy):
-        started = time.perf_counter()
-        packs = build_pack_index(
-            dataset.lengths, capacity=arguments.capacity, strategy=strategy, seed=arguments.seed
-        )
-        milliseconds = 1000 * (time.perf_counter() - started)
-        statistics = packs.statistics(dataset.lengths)
-        show.print(
-            f"{strategy:>9}: {packs.num_packs:,} packs, fill after {statistics.fill:.2%}, "
-            f"{statistics.padding_tokens:,} padding tokens, documents a pack "
-            f"{statistics.documents_per_pack_mean:.1f} (at most "
-            f"{statistics.documents_per_pack_max}), {milliseconds:.1f} ms"
-        )
-        if strategy == arguments.strategy:
-            chosen = packs
-    assert chosen is not None
+    for line in lines:
+        show.print(line)
     show.print(f"packs by fill, {arguments.strategy}:")
+    chosen = built[arguments.strategy]
     histogram = chosen.statistics(dataset.lengths).fill_histogram
     for i, count in enumerate(histogram):
         bar = "#" * round(_BAR_WIDTH * count / max(histogram))
         show.print(f"  {i * 10:3d}-{i * 10 + 10:3d}% {count:8,d} {bar}")
-    name = f"{arguments.prefix.name}.{arguments.strategy}-{arguments.capacity}.packs"
-    output = arguments.output or arguments.prefix.with_name(name)
     chosen.save(output)
     show.print(f"wrote {output}", markup=False)
+
+
+def _line(strategy: str, statistics: "PackStatistics", milliseconds: float) -> str:
+    return (
+        f"{strategy:>9}: {statistics.num_packs:,} packs, fill after {statistics.fill:.2%}, "
+        f"{statistics.padding_tokens:,} padding tokens, documents a pack "
+        f"{statistics.documents_per_pack_mean:.1f} (at most "
+        f"{statistics.documents_per_pack_max}), {milliseconds:.1f} ms"
+    )

@@ -32,9 +32,10 @@ def run(arguments: argparse.Namespace) -> None:
     for name, counts in report.ledger.sources.items():
         causes = ", ".join(f"{count:,} {cause}" for cause, count in counts.dropped.items())
         cut = f", {counts.truncated:,} truncated" if counts.truncated else ""
+        unknown = f", {counts.unknown_tokens:,} unknown tokens" if counts.unknown_tokens else ""
         show.print(
             f"{name}: {counts.read:,} read = {counts.kept:,} kept + "
-            f"{counts.dropped.total():,} dropped{f' ({causes})' if causes else ''}{cut}",
+            f"{counts.dropped.total():,} dropped{f' ({causes})' if causes else ''}{cut}{unknown}",
             markup=False,
         )
     mean = report.num_tokens / report.num_documents
@@ -45,4 +46,4 @@ def run(arguments: argparse.Namespace) -> None:
         markup=False,
     )
     if report.quarantine is not None:
-        show.print(f"bad rows, if any: {report.quarantine}", markup=False)
+        show.print(f"{report.num_quarantined:,} rows in {report.quarantine}", markup=False)

@@ -10,5 +10,6 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         metavar="section.key=value",
         nargs="*",
+        default=[],  # argparse counts it among what is required without one
         help="values that take precedence over the recipe's",
     )

@@ -1,5 +1,6 @@
 """Progress bars on a terminal, plain lines elsewhere."""
 
+import io
 import sys
 import time
 from typing import Self
@@ -18,7 +19,9 @@ _PLAIN_INTERVAL_S = 10.0
 
 
 def console() -> Console:
-    """Standard output; plain text where it is not a terminal."""
+    """Standard output; plain text where it is not a terminal, escapes where it has no Unicode."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     return Console(highlight=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import orjson
 import tokenizers
 
 from dsm_engine.errors import DsmError
-from dsm_engine.files import file_xxh3, read_json
+from dsm_engine.files import atomic_file, file_xxh3, read_json, write_json
 from dsm_engine.recipes import nearest
 
 _CONFIG = "tokenizer_config.json"
@@ -39,7 +39,6 @@ class HuggingFaceTokenizer:
         self.fingerprint = file_xxh3(path)
         config_path = path.with_name(_CONFIG)
         has_config = config_path.is_file()
-        self.files = (path, config_path) if has_config else (path,)
         description = read_json(path)
         if not _is_tokenizer(description):
             raise DsmError(f"{path}: is not a Hugging Face tokenizer.json")
@@ -49,12 +48,15 @@ class HuggingFaceTokenizer:
         self._continuation = _load(description, path) if changed else self._beginning
         self.vocab_size = max(self._beginning.get_vocab().values()) + 1
         config = read_json(config_path) if has_config else {}
+        self._config = config if isinstance(config, dict) else {}
         names = {token["content"]: token["id"] for token in description["added_tokens"]}
         self.bos_id = _control_id(path, "bos", bos, config, _BOS_NAMES, names)
         eos_id = _control_id(path, "eos", eos, config, _EOS_NAMES, names)
         if eos_id is None:
             raise DsmError(f"{path}: no EOS token is known; name it (one of: {', '.join(names)})")
         self.eos_id = eos_id
+        self._control_names = {id: content for content, id in names.items()}
+        self.unk_id = _unknown_id(description["model"], self._beginning)
         # The unknown token is what characters without a piece become: no control.
         controls.pop(description["model"].get("unk_token"), None)
         self._check_disarmed(controls)
@@ -70,6 +72,14 @@ class HuggingFaceTokenizer:
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
         tokenizer = self._continuation if continuation else self._beginning
         return tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, folder: Path) -> None:
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", **self._config}
+        config["bos_token"] = None if self.bos_id is None else self._control_names[self.bos_id]
+        config["eos_token"] = self._control_names[self.eos_id]
+        with atomic_file(folder / "tokenizer.json") as file:
+            file.write(self.path.read_bytes())
+        write_json(folder / _CONFIG, config)
 
     def _check_disarmed(self, controls: dict[str, int]) -> None:
         forbidden = set(controls.values())
@@ -138,6 +148,13 @@ def _stripped(step: Any) -> Any:
         if key in step:
             step[key] = [inner for item in step[key] if (inner := _stripped(item)) is not None]
     return step
+
+
+def _unknown_id(model: dict[str, Any], tokenizer: tokenizers.Tokenizer) -> int | None:
+    if model.get("unk_id") is not None:  # Unigram's; the others name a token
+        return model["unk_id"]
+    name = model.get("unk_token")
+    return None if name is None else tokenizer.token_to_id(name)
 
 
 def _control_id(

@@ -17,6 +17,8 @@ class SourceLedger:
     """Of those kept: cut to the limit, without their EOS."""
     tokens: int = 0
     supervised_tokens: int = 0
+    unknown_tokens: int = 0
+    """Of those tokens: characters the tokenizer does not know."""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -26,6 +28,7 @@ class SourceLedger:
             "truncated": self.truncated,
             "tokens": self.tokens,
             "supervised_tokens": self.supervised_tokens,
+            "unknown_tokens": self.unknown_tokens,
         }
 
 
@@ -50,6 +53,7 @@ class Ledger:
             total.truncated += counts.truncated
             total.tokens += counts.tokens
             total.supervised_tokens += counts.supervised_tokens
+            total.unknown_tokens += counts.unknown_tokens
         return total
 
     def check(self) -> None:

@@ -85,6 +85,13 @@ class PackIndex:
         """Whether the index was built from these document lengths."""
         return len(lengths) == self.num_documents and lengths_xxh3(lengths) == self.lengths_xxh3
 
+    def content_xxh3(self) -> int:
+        """Fingerprint of which documents stand in which pack, in which order."""
+        digest = xxhash.xxh3_64()
+        digest.update(np.ascontiguousarray(self.offsets, dtype="<i8").data)
+        digest.update(np.ascontiguousarray(self.documents, dtype="<i8").data)
+        return digest.intdigest()
+
     def statistics(self, lengths: NDArray[np.int32]) -> PackStatistics:
         """Fill and documents a pack, `lengths` being those the index was built from."""
         if self.num_packs == 0:
@@ -157,6 +164,20 @@ class PackIndex:
         )
         _check_offsets(path, index)
         return index
+
+
+def refuse_other_files(path: Path) -> None:
+    """Raises DsmError where something other than a pack index stands at `path`."""
+    try:
+        with path.open("rb") as file:
+            is_index = file.read(len(_MAGIC)) == _MAGIC
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DsmError(f"{path}: cannot be written: {reason}") from error
+    if not is_index:
+        raise DsmError(f"{path}: is there and is no pack index; choose another name")
 
 
 class PackOrder:

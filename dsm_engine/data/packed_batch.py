@@ -57,6 +57,7 @@ class PackReader:
             dataset.span_table.spans,
             packs.offsets,
             packs.documents,
+            dataset.vocab_size,
             pad_id,
         )
 

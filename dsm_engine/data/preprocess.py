@@ -1,6 +1,7 @@
 """From sources to a tokenized dataset: read, render, tokenize, write, and account for every row."""
 
 import base64
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from dsm_engine.data.tokenized_dataset import TokenizedDatasetWriter
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3
+from dsm_engine.targets import prepare_targets
 
 _BATCH_EXAMPLES = 1024
 _BATCH_BYTES = 4 << 20
@@ -39,7 +41,8 @@ class PreprocessReport:
     max_document_tokens: int
     ledger: Ledger
     quarantine: Path | None
-    """Where the bad rows lie, under that policy."""
+    """Where the rows that were not kept lie, under that policy."""
+    num_quarantined: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,8 @@ def preprocess(recipe: PreprocessRecipe, *, progress: Progress | None = None) ->
     template = load_template(recipe.template)
     tokenizer = load_tokenizer(recipe.tokenizer, bos=recipe.bos_token, eos=recipe.eos_token)
     sources = _open_sources(recipe)
+    quarantine = _quarantine_path(recipe)
+    prepare_targets(quarantine)
     with TokenizedDatasetWriter(recipe.output, vocab_size=tokenizer.vocab_size) as writer:
         with _quarantine_file(recipe) as rejects:
             run = _Run(recipe, template, tokenizer, writer, rejects)
@@ -75,7 +80,6 @@ def preprocess(recipe: PreprocessRecipe, *, progress: Progress | None = None) ->
             causes = ", ".join(f"{num} {cause}" for cause, num in sorted(total.dropped.items()))
             raise DsmError(f"{recipe.output}: no example is left of {total.read} rows: {causes}")
         writer.finish(**_manifest_fields(recipe, template, tokenizer, sources, run.ledger))
-    quarantine = _quarantine_path(recipe)
     if rejects is None:
         # One of an earlier run under this prefix would tell of rows that are not this dataset's.
         quarantine.unlink(missing_ok=True)
@@ -87,11 +91,12 @@ def preprocess(recipe: PreprocessRecipe, *, progress: Progress | None = None) ->
         max_document_tokens=run.max_document_tokens,
         ledger=run.ledger,
         quarantine=None if rejects is None else quarantine,
+        num_quarantined=run.num_quarantined,
     )
 
 
 class _Run:
-    """One pass over the sources. The policies live in `_reject` and `_fit`."""
+    """One pass over the sources. The policies live in `_reject`, `_fit` and `_num_unknown`."""
 
     def __init__(
         self,
@@ -103,6 +108,7 @@ class _Run:
     ) -> None:
         self.ledger = Ledger()
         self.max_document_tokens = 0
+        self.num_quarantined = 0
         self._recipe = recipe
         self._template = template
         self._tokenizer = tokenizer
@@ -146,6 +152,7 @@ class _Run:
             except ExampleFault as fault:
                 self._reject(item.row, item.source, fault)
                 continue
+            num_unknown = self._num_unknown(item, fitted)
             example = item.example
             self._writer.add(
                 fitted,
@@ -160,6 +167,7 @@ class _Run:
             counts.truncated += len(fitted) < len(ids)
             counts.tokens += len(fitted)
             counts.supervised_tokens += sum(end - start for start, end in fitted_spans)
+            counts.unknown_tokens += num_unknown
             self.max_document_tokens = max(self.max_document_tokens, len(fitted))
 
     def _fit(
@@ -175,16 +183,32 @@ class _Run:
             raise ExampleFault("no_supervised_tokens", f"no answer within {limit} tokens")
         return ids, spans
 
+    def _num_unknown(self, item: _Rendered, ids: list[int]) -> int:
+        """The unknown tokens among the ids; ends the run at the first, where that is the policy."""
+        unk_id = self._tokenizer.unk_id
+        count = 0 if unk_id is None else ids.count(unk_id)
+        if count and self._recipe.on_unknown == "error":
+            characters = dict.fromkeys("".join(segment.text for segment in item.segments))
+            unknown = (c for c in characters if unk_id in self._tokenizer.encode(c))
+            raise DsmError(
+                f"{item.row.place}: the tokenizer has no token for {next(unknown, 'its text')!r};"
+                f" on_unknown: count goes on with its unknown token"
+            )
+        return count
+
     def _reject(self, row: Row, source: str, fault: ExampleFault) -> None:
         """Counts a row that is not kept, or ends the run, as the policies say."""
         omitted = isinstance(fault, ExampleOmitted)
-        if fault.cause == "overlong":
-            if self._recipe.overlong == "error":
-                raise DsmError(f"{row.place}: {fault}; choose overlong: drop or truncate")
-        elif not omitted and self._recipe.on_error == "error":
-            raise DsmError(f"{row.place}: {fault}")
-        elif not omitted and self._rejects is not None:
+        overlong = fault.cause == "overlong"
+        if overlong and self._recipe.overlong == "error":
+            raise DsmError(f"{row.place}: {fault}; choose overlong: drop or truncate")
+        if not overlong and not omitted and self._recipe.on_error == "error":
+            raise DsmError(
+                f"{row.place}: {fault}; on_error: skip or quarantine goes on without such rows"
+            )
+        if not omitted and self._rejects is not None:
             self._rejects.write(_quarantine_line(row, fault))
+            self.num_quarantined += 1
         self.ledger.source(source).dropped[fault.cause] += 1
 
 
@@ -194,13 +218,26 @@ def _open_sources(recipe: PreprocessRecipe) -> list[_Source]:
     for source_idx, source in enumerate(recipe.sources):
         where = f"sources.{source_idx}"
         reader = make_reader(source.reader, source=source.name, options=source.options, where=where)
-        if not source.path.is_file():
-            raise DsmError(f"{source.path}: no such file ({where})")
-        num_bytes = source.path.stat().st_size
-        if num_bytes == 0:
-            raise DsmError(f"{source.path}: is empty ({where})")
+        num_bytes = _checked_size(source.path, where)
         sources.append(_Source(recipe=source, reader=reader, num_bytes=num_bytes))
     return sources
+
+
+def _checked_size(path: Path, where: str) -> int:
+    """The file's bytes, at least one. Raises DsmError where it is no such file."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise DsmError(f"{path}: no such file ({where})") from error
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error} ({where})") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise DsmError(f"{path}: is a folder; a source is one file ({where})")
+    if not stat.S_ISREG(status.st_mode):
+        raise DsmError(f"{path}: is no regular file; a source is read twice ({where})")
+    if status.st_size == 0:
+        raise DsmError(f"{path}: is empty ({where})")
+    return status.st_size
 
 
 def _batches(items: Iterator[_Rendered]) -> Iterator[list[_Rendered]]:

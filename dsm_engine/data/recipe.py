@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
+from dsm_engine.data.tokenized_dataset import PREFIX_HINT, names_files
 from dsm_engine.recipes import Section
 
 
@@ -42,4 +43,15 @@ class PreprocessRecipe(Section):
     overlong: Literal["error", "drop", "truncate"] = "error"
     """What becomes of longer ones. A truncated document ends without EOS."""
     on_error: Literal["error", "skip", "quarantine"] = "error"
-    """What becomes of bad rows; quarantine writes them to PREFIX.quarantine.jsonl with reasons."""
+    """What becomes of bad rows; quarantine writes them, and overlong ones that are dropped, to
+    PREFIX.quarantine.jsonl with reasons."""
+    on_unknown: Literal["count", "error"] = "count"
+    """What becomes of characters the tokenizer has no token for: they are its unknown token, and
+    the ledger counts those (`unknown_tokens`); or the first one ends the run."""
+
+    @field_validator("output")
+    @classmethod
+    def _names_files(cls, value: Path) -> Path:
+        if not names_files(value):
+            raise ValueError(PREFIX_HINT)
+        return value

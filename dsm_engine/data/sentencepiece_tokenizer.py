@@ -26,7 +26,6 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.files = (path,)
         self.fingerprint = file_xxh3(path)
         self._model = sentencepiece.SentencePieceProcessor()
         try:
@@ -38,6 +37,7 @@ class SentencePieceTokenizer:
         self.eos_id: int = self._model.eos_id()
         if self.eos_id < 0:
             raise DsmError(f"{path}: the model has no EOS; training needs one")
+        self.unk_id: int | None = self._model.unk_id() if self._model.unk_id() >= 0 else None
         self._control_ids = {
             token for token in range(self.vocab_size) if self._model.IsControl(token)
         }
@@ -63,6 +63,10 @@ class SentencePieceTokenizer:
         if not continuation or not self._sentinel:
             return self._model.Decode(shown)
         return self._model.Decode(self._sentinel_ids + shown).removeprefix(self._sentinel)
+
+    def save(self, folder: Path) -> None:
+        with atomic_file(folder / "tokenizer.model") as file:
+            file.write(self.path.read_bytes())
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self._model.Encode(texts) if texts else []

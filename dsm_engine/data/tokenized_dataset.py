@@ -13,6 +13,13 @@ import xxhash
 from numpy.typing import NDArray
 
 from dsm_engine.data.indexed_dataset import IndexedDataset, optimal_dtype, write_index
+from dsm_engine.data.manifest import (
+    DATA_SUFFIXES,
+    FORMAT_VERSION,
+    MANIFEST_SUFFIX,
+    read_manifest,
+    write_manifest,
+)
 from dsm_engine.data.sidecars import (
     AttributeTable,
     AttributeTableWriter,
@@ -21,11 +28,10 @@ from dsm_engine.data.sidecars import (
     SpanTableWriter,
 )
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, file_xxh3, fsync_folder, read_json, write_json
+from dsm_engine.files import atomic_file, file_xxh3, fsync_folder
+from dsm_engine.targets import prepare_targets
 
-FORMAT_VERSION = 1
-DATA_SUFFIXES = (".bin", ".idx", ".spans", ".attributes")
-MANIFEST_SUFFIX = ".manifest.json"
+PREFIX_HINT = "a prefix ends with the name that its files begin with, such as data/train"
 
 
 class TokenizedDataset:
@@ -38,7 +44,7 @@ class TokenizedDataset:
     def __init__(self, prefix: Path) -> None:
         self.prefix = prefix
         self.manifest_path = path_of(prefix, MANIFEST_SUFFIX)
-        self.manifest = _read_manifest(self.manifest_path)
+        self.manifest = read_manifest(self.manifest_path)
         self._check_sizes()
         self.indexed = IndexedDataset(prefix)
         self.span_table = SpanTable(path_of(prefix, ".spans"))
@@ -59,13 +65,28 @@ class TokenizedDataset:
         return self.manifest["supervised_tokens"]
 
     @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self.manifest["vocab_size"]
+
+    @property
     def lengths(self) -> NDArray[np.int32]:
         """Tokens of each document, [num_documents]."""
         return self.indexed.lengths
 
     def document(self, document_idx: int) -> NDArray[Any]:
-        """The document's token ids, [length]: a read-only view that keeps the mapping alive."""
-        return self.indexed.document(document_idx)
+        """The document's token ids, [length]: a read-only view that keeps the mapping alive.
+
+        Raises DsmError where there is no such document, or an id is outside the vocabulary.
+        """
+        ids = self.indexed.document(document_idx)
+        outside = (ids < 0) | (ids >= self.vocab_size)
+        if outside.any():
+            raise DsmError(
+                f"{path_of(self.prefix, '.bin')}: is damaged: document {document_idx} has the token"
+                f" id {ids[outside.argmax()]}, expected 0 to {self.vocab_size - 1}"
+            )
+        return ids
 
     def spans(self, document_idx: int) -> NDArray[np.int32]:
         """The document's supervised spans, [num_spans, 2]: token positions [begin, end)."""
@@ -101,6 +122,9 @@ class TokenizedDataset:
                 )
 
     def _check_counts(self) -> None:
+        expected, found = self.manifest["dtype"], self.indexed.dtype.name
+        if found != expected:
+            raise DsmError(f"{self.manifest_path}: expected tokens of {expected}, found {found}")
         tokens = self.manifest["files"][".bin"]["bytes"] // self.indexed.dtype.itemsize
         found = {
             ".idx documents": (self.indexed.num_documents, "documents"),
@@ -121,7 +145,9 @@ class TokenizedDatasetWriter:
     """Writes a tokenized dataset, streaming: tokens, spans and ids never pile up in memory.
 
     A context manager. `finish` publishes the dataset, its manifest last; leaving the block without
-    it leaves nothing, and an older dataset at the prefix stays.
+    it leaves nothing, and an older dataset at the prefix stays. What a writer of this prefix that
+    was killed left behind (`.NAME.PID.tmp`) is removed when the next one begins. Raises DsmError at
+    the beginning where a file cannot be published.
     """
 
     def __init__(self, prefix: Path, *, vocab_size: int) -> None:
@@ -141,8 +167,9 @@ class TokenizedDatasetWriter:
 
     def __enter__(self) -> "TokenizedDatasetWriter":
         folder = self.prefix.parent
+        self._check_targets()
         with ExitStack() as stack:
-            self._tokens = self._open(stack, ".bin")  # makes the folder
+            self._tokens = self._open(stack, ".bin")
             self._spans = SpanTableWriter(folder)
             stack.callback(self._spans.close)
             self._attributes = AttributeTableWriter(folder)
@@ -195,19 +222,23 @@ class TokenizedDatasetWriter:
             "vocab_size": self.vocab_size,
             "dtype": self.dtype.name,
         }
-        taken = manifest.keys() | {"files"}
+        taken = manifest.keys() | {"files", "manifest_xxh3"}
         assert not taken & manifest_fields.keys(), f"{taken & manifest_fields.keys()} are computed"
 
         write_index(self._open(self._stack, ".idx"), self._lengths, self.dtype)
         self._spans.write_to(self._open(self._stack, ".spans"))
         self._attributes.write_to(self._open(self._stack, ".attributes"))
         manifest["files"] = {suffix: file.describe() for suffix, file in self._files.items()}
+        self._check_targets()  # all of them, before one is published
         # From here on no manifest may speak of files that are being replaced.
         manifest_path = path_of(self.prefix, MANIFEST_SUFFIX)
         manifest_path.unlink(missing_ok=True)
         fsync_folder(manifest_path.parent)
         self._stack.close()
-        write_json(manifest_path, manifest | manifest_fields)
+        write_manifest(manifest_path, manifest | manifest_fields)
+
+    def _check_targets(self) -> None:
+        prepare_targets(*(path_of(self.prefix, s) for s in (*DATA_SUFFIXES, MANIFEST_SUFFIX)))
 
     def _open(self, stack: ExitStack, suffix: str) -> "_HashedFile":
         file = stack.enter_context(atomic_file(path_of(self.prefix, suffix)))
@@ -236,8 +267,18 @@ class TokenizedDatasetWriter:
 
 
 def path_of(prefix: Path, suffix: str) -> Path:
-    """PREFIX with the suffix appended, whatever dots the prefix has."""
+    """PREFIX with the suffix appended, whatever dots the prefix has.
+
+    Raises DsmError where the prefix has no name to append to.
+    """
+    if not names_files(prefix):
+        raise DsmError(f"{str(prefix)!r}: {PREFIX_HINT}")
     return prefix.with_name(prefix.name + suffix)
+
+
+def names_files(prefix: Path) -> bool:
+    """Whether files can be named after the prefix."""
+    return prefix.name not in ("", "..") and "\0" not in str(prefix)
 
 
 class _UnfinishedError(Exception):
@@ -260,20 +301,3 @@ class _HashedFile:
 
     def describe(self) -> dict[str, Any]:
         return {"bytes": self._bytes, "xxh3": self._digest.hexdigest()}
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    manifest = read_json(path)
-    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
-        found = manifest.get("format_version") if isinstance(manifest, dict) else manifest
-        raise DsmError(f"{path}: expected format_version {FORMAT_VERSION}, found {found!r}")
-    for key in ("documents", "tokens", "supervised_tokens"):
-        if not isinstance(manifest.get(key), int):
-            raise DsmError(f"{path}: expected an integer {key!r}, found {manifest.get(key)!r}")
-    files = manifest.get("files")
-    for suffix in DATA_SUFFIXES:
-        entry = files.get(suffix) if isinstance(files, dict) else None
-        fields = entry if isinstance(entry, dict) else {}
-        if not isinstance(fields.get("bytes"), int) or not isinstance(fields.get("xxh3"), str):
-            raise DsmError(f"{path}: expected bytes and xxh3 of {suffix}, found {entry!r}")
-    return manifest

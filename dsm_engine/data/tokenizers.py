@@ -41,6 +41,11 @@ class Tokenizer(Protocol):
     @property
     def eos_id(self) -> int: ...
 
+    @property
+    def unk_id(self) -> int | None:
+        """What text without a token becomes; None where every text has its tokens."""
+        ...
+
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """The ids of `text`; `continuation` says that text precedes it (see `encode_segments`)."""
         ...
@@ -137,7 +142,11 @@ def train_sentencepiece(
 
 
 def _model_file(path: Path) -> Path:
-    if not path.exists():
+    try:
+        found = path.exists()
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+    if not found:
         raise DsmError(
             f"{path}: no tokenizer there; give a tokenizer.model, a tokenizer.json or a folder"
         )

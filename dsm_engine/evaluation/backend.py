@@ -35,6 +35,11 @@ class Generation:
 class Backend(Protocol):
     """Continues prompts."""
 
+    def room(self, prompts: Sequence[Prompt]) -> list[int]:
+        """How many new tokens fit behind each prompt; 0 or less where the prompt itself does not
+        leave one."""
+        ...
+
     def generate(
         self,
         prompts: Sequence[Prompt],

@@ -12,7 +12,8 @@ from pydantic import Field, PositiveInt, field_validator
 
 from dsm_engine.data.templates import Template, load_template
 from dsm_engine.data.tokenizers import load_tokenizer
-from dsm_engine.evaluation.backend import Backend, GenerationParams
+from dsm_engine.errors import DsmError
+from dsm_engine.evaluation.backend import Backend, GenerationParams, Prompt
 from dsm_engine.evaluation.grading import extract_answer, grade, grader_name
 from dsm_engine.evaluation.problems import BenchmarkRecipe, Problem, read_problems
 from dsm_engine.evaluation.programs import final_output
@@ -21,9 +22,11 @@ from dsm_engine.evaluation.transformers_backend import Precision, TransformersBa
 from dsm_engine.files import atomic_file, write_json
 from dsm_engine.recipes import Section, dump_yaml
 from dsm_engine.sandbox import Sandbox, sandbox_status
+from dsm_engine.targets import prepare_targets
 
 Mode = Literal["cot", "tool"]
 Progress = Callable[[str, int, int], None]
+_FILES = ("predictions.jsonl", "recipe.yaml", "summary.json")
 _FORMATS = {"cot": "cot", "tool": "tir"}
 
 
@@ -54,7 +57,8 @@ class EvaluateRecipe(Section):
     """Paths, or sections with a path and more."""
     modes: list[Mode] = Field(default=["cot", "tool"], min_length=1)
     max_new_tokens: PositiveInt = 1024
-    """A round."""
+    """A round. Where fewer fit behind a prompt in the model's max_position_embeddings, an answer
+    ends with the last that fits (`finish_reason` `length`); a prompt that fits none is an error."""
     batch_size: PositiveInt = 16
     limit: PositiveInt | None = None
     """Only so many problems of each benchmark."""
@@ -64,6 +68,13 @@ class EvaluateRecipe(Section):
     output: Path
     """The folder of predictions.jsonl, summary.json and recipe.yaml."""
     tool: ToolRecipe = ToolRecipe()
+
+    @field_validator("modes")
+    @classmethod
+    def _each_once(cls, value: list[Mode]) -> list[Mode]:
+        if len(set(value)) < len(value):
+            raise ValueError("a mode stands twice")
+        return value
 
     @field_validator("benchmarks")
     @classmethod
@@ -86,6 +97,7 @@ def evaluate(
     """
     template = load_template(recipe.template)
     benchmarks = {b.name: read_problems(b, limit=recipe.limit) for b in recipe.benchmarks}
+    prepare_targets(*(recipe.output / name for name in _FILES))
     skipped: dict[str, str] = {}
     if "tool" in recipe.modes and not (status := sandbox_status()).available:
         skipped["tool"] = status.reason
@@ -97,6 +109,8 @@ def evaluate(
             batch_size=recipe.batch_size,
             precision=recipe.precision,
         )
+    modes: list[Mode] = [mode for mode in recipe.modes if mode not in skipped]
+    _check_prompts(benchmarks, modes, template, backend)
     results: dict[str, dict[str, Any]] = {name: {} for name in benchmarks}
     predictions: list[dict[str, Any]] = []
     tool_runs = "tool" in recipe.modes and not skipped
@@ -125,6 +139,28 @@ def evaluate(
     return summary
 
 
+def _prompts(problems: Sequence[Problem], mode: Mode, template: Template) -> list[Prompt]:
+    return [(template.prompt(p.question, p.language, _FORMATS[mode]),) for p in problems]
+
+
+def _check_prompts(
+    benchmarks: dict[str, list[Problem]],
+    modes: Sequence[Mode],
+    template: Template,
+    backend: Backend,
+) -> None:
+    """That each prompt leaves the model room for an answer, before the first is answered."""
+    for name, problems in benchmarks.items():
+        for mode in modes:
+            rooms = backend.room(_prompts(problems, mode, template))
+            for problem, room in zip(problems, rooms, strict=True):
+                if room < 1:
+                    raise DsmError(
+                        f"{name}: problem {problem.id!r}: its {mode} prompt is {1 - room} tokens "
+                        "longer than the model's max_position_embeddings allow; leave it out"
+                    )
+
+
 def _answers(
     recipe: EvaluateRecipe,
     problems: Sequence[Problem],
@@ -134,7 +170,7 @@ def _answers(
     sandbox: Sandbox | None,
     count: Callable[[int], None],
 ) -> list[Answer]:
-    prompts = [(template.prompt(p.question, p.language, _FORMATS[mode]),) for p in problems]
+    prompts = _prompts(problems, mode, template)
     if mode == "tool":
         assert sandbox is not None
         return answer_with_tools(
@@ -224,11 +260,12 @@ def _share(verdicts: Iterable[bool]) -> float:
 def _write(
     recipe: EvaluateRecipe, predictions: list[dict[str, Any]], summary: dict[str, Any]
 ) -> None:
-    with atomic_file(recipe.output / "predictions.jsonl") as file:
+    predictions_path, recipe_path, summary_path = (recipe.output / name for name in _FILES)
+    with atomic_file(predictions_path) as file:
         file.writelines(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in predictions)
-    with atomic_file(recipe.output / "recipe.yaml") as file:
+    with atomic_file(recipe_path) as file:
         file.write(dump_yaml(recipe).encode())
-    write_json(recipe.output / "summary.json", summary)
+    write_json(summary_path, summary)
 
 
 def _open_sandbox(tool: ToolRecipe) -> Sandbox:

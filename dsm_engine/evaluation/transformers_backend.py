@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsm_engine.data.tokenizers import Tokenizer, encode_prompt
 from dsm_engine.errors import DsmError
 from dsm_engine.evaluation.backend import FinishReason, Generation, GenerationParams, Prompt
 from dsm_engine.evaluation.programs import end_of_first_program
+from dsm_engine.files import read_json
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,7 @@ class TransformersBackend:
 
     The loop is its own, so that the token ids are exactly those of the engine's tokenizer.
     `device` is `cpu`, `cuda`, `cuda:N` or `auto`. Raises DsmError where the folder holds no such
-    model or the tokenizer has more tokens than the model.
+    model, its weights are not those of its config.json, or the tokenizer has more tokens than it.
     """
 
     def __init__(
@@ -48,6 +50,12 @@ class TransformersBackend:
         self._max_positions: int = config.max_position_embeddings
         self._eos_ids = {tokenizer.eos_id, *_as_list(self._model.generation_config.eos_token_id)}
 
+    def room(self, prompts: Sequence[Prompt]) -> list[int]:
+        """See `Backend`: what is left of the model's `max_position_embeddings`."""
+        return [
+            self._max_positions - len(encode_prompt(self._tokenizer, prompt)) for prompt in prompts
+        ]
+
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -55,7 +63,8 @@ class TransformersBackend:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> list[Generation]:
-        """See `Backend`. A prompt that fills the model's positions gives an empty, cut text."""
+        """See `Backend`. A text ends (`length`) with the last of the model's positions; where the
+        prompt fills them, as in the later rounds of a tool loop it may, the text is empty."""
         import torch
 
         rows = [_Row(encode_prompt(self._tokenizer, prompt)) for prompt in prompts]
@@ -163,23 +172,66 @@ def _stop_position(text: str, params: GenerationParams) -> int | None:
 def _load_model(path: Path, device: torch.device, precision: Precision):
     import torch
     from transformers import LlamaForCausalLM
-    from transformers.utils import logging
 
-    config_path = path / "config.json"
-    try:
-        model_type = json.loads(config_path.read_bytes()).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DsmError(f"{config_path}: no Hugging Face model there ({error})") from error
-    if model_type != "llama":
-        raise DsmError(f"{config_path}: model_type is {model_type!r}; 'llama' is what runs here")
-    logging.disable_progress_bar()
+    _check_config(path / "config.json")
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     try:
-        model = LlamaForCausalLM.from_pretrained(path, dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DsmError(f"{path}: the model cannot be loaded: {reason}") from error
-    return model.eval().to(device)  # pyright: ignore[reportArgumentType]
+        with _quiet_transformers():
+            loaded: Any = LlamaForCausalLM.from_pretrained(
+                path,
+                dtype=dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the info, and refused below
+            )
+    except Exception as error:  # transformers and safetensors raise many kinds for a bad folder
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DsmError(f"{path}: the model cannot be loaded: {reason:.200}") from error
+    model, info = loaded
+    _check_loaded(path, info, tied=model.config.tie_word_embeddings)
+    return model.eval().to(device)
+
+
+def _check_config(path: Path) -> None:
+    if not path.is_file():
+        raise DsmError(f"{path}: no Hugging Face model there; dsm convert exports one")
+    config = read_json(path)
+    if not isinstance(config, dict):
+        raise DsmError(f"{path}: is no Hugging Face model's: expected keys and values")
+    if config.get("model_type") != "llama":
+        raise DsmError(
+            f"{path}: model_type is {config.get('model_type')!r:.80}; 'llama' is what runs here"
+        )
+
+
+def _check_loaded(path: Path, info: dict[str, Any], *, tied: bool) -> None:
+    """That every weight of the model came from the folder, and the reverse."""
+    mismatched = {name if isinstance(name, str) else name[0] for name in info["mismatched_keys"]}
+    allowed = {"lm_head.weight"} if tied else set()
+    for what, names in (
+        ("has no weights for", info["missing_keys"] - mismatched),
+        ("has weights of another shape than config.json says for", mismatched),
+        ("has weights the model of its config.json has no place for:", info["unexpected_keys"]),
+    ):
+        if faulty := sorted(names - allowed):
+            more = f" and {len(faulty) - 1} more" if len(faulty) > 1 else ""
+            raise DsmError(
+                f"{path}: {what} {faulty[0]}{more}; export the model again, or correct config.json"
+            )
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without its progress bars and its report of the weights, which becomes one line of ours."""
+    from transformers.utils import logging as reports
+
+    verbosity = reports.get_verbosity()
+    reports.disable_progress_bar()
+    reports.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        reports.set_verbosity(verbosity)
 
 
 def _device(name: str) -> torch.device:

@@ -24,6 +24,7 @@ _DENIED = {
     "execve": (59, 221),
     "execveat": (322, 281),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "tkill": (200, 130),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),

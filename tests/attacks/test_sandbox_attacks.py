@@ -55,6 +55,7 @@ def attack(sandbox: Sandbox, program: str) -> ProgramResult:
         "import os\nos.chroot('/tmp')",
         "import os\nos.setuid(0)",
         "import socket\nsocket.socket()",
+        "import socket\nsocket.socketpair()",
         "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:80')",
         "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
     ],

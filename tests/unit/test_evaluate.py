@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -78,8 +79,13 @@ class TestProblems:
 class ScriptedBackend:
     """Answers from a table of (text in the prompt, answer), by mode."""
 
-    def __init__(self, answers: dict[str, str]) -> None:
+    def __init__(self, answers: dict[str, str], *, max_characters: int = 10**6) -> None:
         self.answers = answers
+        self.max_characters = max_characters
+        self.num_generations = 0
+
+    def room(self, prompts: Sequence[Prompt]) -> list[int]:
+        return [self.max_characters - len("".join(prompt)) for prompt in prompts]
 
     def generate(
         self,
@@ -88,6 +94,7 @@ class ScriptedBackend:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> list[Generation]:
+        self.num_generations += len(prompts)
         if progress is not None:
             progress(len(prompts))
         return [self._one("".join(prompt), params) for prompt in prompts]
@@ -162,6 +169,8 @@ class TestEvaluate:
             ({"benchmarks": []}, "benchmarks"),
             ({"benchmarks": ["a/x.jsonl", "b/x.jsonl"]}, "two benchmarks are called 'x'"),
             ({"modes": ["tools"]}, "modes"),
+            ({"modes": ["cot", "cot"]}, "modes: a mode stands twice"),
+            ({"tool": {"timeout_s": float("inf")}}, "timeout_s: .*finite"),
             ({"tool": {"handover": "fence"}}, "handover"),
             ({"limit": 0}, "limit"),
         ],
@@ -176,7 +185,32 @@ class TestEvaluate:
         recipe = make_recipe(tmp_path, model=str(tmp_path / "nothing"))
         with pytest.raises(DsmError, match="nothing"):
             evaluate(recipe)
-        assert not (tmp_path / "out").exists()
+        assert list((tmp_path / "out").iterdir()) == []
+
+    def test_an_output_that_cannot_be_written_is_found_before_the_first_answer(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        (tmp_path / "taken" / "summary.json").mkdir(parents=True)
+        for output, message in (
+            ("file", "file: the folder cannot be made"),
+            ("file/out", "cannot be"),
+            ("taken", r"summary\.json: a folder stands where"),
+        ):
+            backend = ScriptedBackend({})
+            with pytest.raises(DsmError, match=message):
+                evaluate(make_recipe(tmp_path, output=str(tmp_path / output)), backend=backend)
+            assert backend.num_generations == 0
+
+    def test_a_prompt_that_leaves_no_room_is_named_before_the_first_answer(
+        self, tmp_path: Path
+    ) -> None:
+        rows = [*ROWS, {"id": "long", "question": "x" * 5000, "answer": "1"}]
+        benchmark = write_rows(tmp_path / "long.jsonl", rows)
+        backend = ScriptedBackend({}, max_characters=4000)
+        with pytest.raises(DsmError, match=r"long: problem 'long': its cot prompt is \d+ tokens"):
+            evaluate(make_recipe(tmp_path, benchmarks=[str(benchmark)]), backend=backend)
+        assert backend.num_generations == 0
 
 
 class LetterTokenizer:
@@ -185,11 +219,11 @@ class LetterTokenizer:
     kind = "sentencepiece"
     fingerprint = "0"
     path = Path("letters")
-    files = (path,)
     alphabet = "`python\nuabcdefg 123()"
     vocab_size = len(alphabet) + 2
     bos_id = 0
     eos_id = 1
+    unk_id = None
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         return [self.alphabet.index(character) + 2 for character in text]
@@ -293,7 +327,9 @@ class TestTransformersBackend:
     def test_a_prompt_never_passes_the_models_positions(self, model_folder: Path) -> None:
         counts: list[int] = []
         prompts: list[Prompt] = [("a" * 80,), ("a" * 63,), ("a" * 62,), ("b",)]
-        results = open_backend(model_folder, 4).generate(
+        backend = open_backend(model_folder, 4)
+        assert backend.room(prompts) == [-17, 0, 1, 62]  # of 64, BOS counted
+        results = backend.generate(
             prompts, GenerationParams(max_new_tokens=5), progress=counts.append
         )
         assert [r.num_tokens for r in results[:3]] == [0, 0, 1]
@@ -311,8 +347,68 @@ class TestTransformersBackend:
         with pytest.raises(DsmError, match="model_type is 'gpt2'"):
             open_backend(tmp_path, 1)
         (tmp_path / "config.json").write_text("{")
-        with pytest.raises(DsmError, match="no Hugging Face model"):
+        with pytest.raises(DsmError, match=r"config\.json: is not JSON"):
             open_backend(tmp_path, 1)
+        (tmp_path / "config.json").write_text("[]")
+        with pytest.raises(DsmError, match=r"config\.json: .*expected keys and values"):
+            open_backend(tmp_path, 1)
+        with pytest.raises(DsmError, match="no Hugging Face model there"):
+            open_backend(tmp_path / "none", 1)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"num_hidden_layers": 3}, r"has no weights for model\.layers\.2\..* and 8 more"),
+            ({"num_hidden_layers": 1}, r"no place for: model\.layers\.1\."),
+            ({"intermediate_size": 64}, r"another shape than config\.json .*mlp\.down_proj"),
+            ({"hidden_size": "wide"}, "cannot be loaded: .*hidden_size"),
+            ({"num_attention_heads": 0}, "cannot be loaded: ZeroDivisionError"),
+        ],
+    )
+    def test_weights_that_are_not_the_configs_are_refused_in_one_line(
+        self,
+        model_folder: Path,
+        tmp_path: Path,
+        capfd: pytest.CaptureFixture[str],
+        change: dict[str, Any],
+        message: str,
+    ) -> None:
+        folder = shutil.copytree(model_folder, tmp_path / "model")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | change))
+        capfd.readouterr()
+        with pytest.raises(DsmError, match=message) as caught:
+            open_backend(folder, 1)
+        assert "\n" not in str(caught.value)
+        assert str(caught.value).startswith(f"{folder}: ")
+        assert capfd.readouterr() == ("", "")
+
+    def test_a_damaged_weight_file_is_refused(self, model_folder: Path, tmp_path: Path) -> None:
+        folder = shutil.copytree(model_folder, tmp_path / "model")
+        weights = folder / "model.safetensors"
+        whole = weights.read_bytes()
+        for content in (b"", b"garbage", whole[:-8], whole[:100]):
+            weights.write_bytes(content)
+            with pytest.raises(DsmError, match="the model cannot be loaded") as caught:
+                open_backend(folder, 1)
+            assert "\n" not in str(caught.value)
+
+    def test_a_tied_head_need_not_be_there(self, model_folder: Path, tmp_path: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        folder = shutil.copytree(model_folder, tmp_path / "model")
+        weights = folder / "model.safetensors"
+        tensors = load_file(weights)
+        del tensors["lm_head.weight"]
+        save_file(tensors, weights, metadata={"format": "pt"})
+        with pytest.raises(DsmError, match=r"has no weights for lm_head\.weight; "):
+            open_backend(folder, 1)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+        open_backend(folder, 1)
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+        save_file(tensors, weights, metadata={"format": "pt"})
+        open_backend(folder, 1)
 
 
 def _forced(backend: TransformersBackend, text: str, *, stop_after_program: bool) -> Any:

@@ -169,6 +169,34 @@ def test_damaged_spans_are_rejected(tmp_path: Path, offset: int, value: int) -> 
         PackReader(dataset, packs, pad_id=PAD_ID).read(0)
 
 
+@pytest.mark.parametrize(
+    ("vocab_size", "value"),
+    [(500, 500), (500, 0xFFFF), (102400, 102400), (102400, -1), (102400, -(1 << 31))],
+)
+@pytest.mark.parametrize("position", [0, 5, 39])
+def test_a_token_id_outside_the_vocabulary_is_rejected(
+    tmp_path: Path, vocab_size: int, value: int, position: int
+) -> None:
+    prefix = tmp_path / "x"
+    dataset = _dataset(prefix, [([7], []), (list(range(40)), [])], vocab_size=vocab_size)
+    size = dataset.indexed.dtype.itemsize
+    with Path(f"{prefix}.bin").open("r+b") as file:
+        file.seek((1 + position) * size)
+        file.write(value.to_bytes(size, "little", signed=value < 0))
+    packs = build_pack_index(dataset.lengths, capacity=64, strategy="random", seed=0)
+    reader = PackReader(TokenizedDataset(prefix), packs, pad_id=PAD_ID)
+    message = rf"x\.bin: is damaged: document 1 has the token id {value}, expected 0 to"
+    with pytest.raises(DsmError, match=message):
+        reader.read(0)
+
+
+def test_the_last_id_of_the_vocabulary_is_a_token(tmp_path: Path) -> None:
+    for vocab_size in (1, 500, 102400):
+        dataset = _dataset(tmp_path / "x", [([vocab_size - 1] * 9, [])], vocab_size=vocab_size)
+        packs = build_pack_index(dataset.lengths, capacity=9, strategy="random", seed=0)
+        assert set(PackReader(dataset, packs, pad_id=0).read(0).tokens) == {vocab_size - 1}
+
+
 def test_a_reader_keeps_what_it_reads_from(tmp_path: Path) -> None:
     def read() -> PackReader:
         dataset = _dataset(tmp_path / "x", [([1, 2, 3], [(1, 3)])])

@@ -7,8 +7,9 @@ import pytest
 
 from dsm_engine.data.preprocess import preprocess
 from dsm_engine.data.recipe import PreprocessRecipe
+from dsm_engine.data.templates import load_template
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
-from dsm_engine.data.tokenizers import train_sentencepiece
+from dsm_engine.data.tokenizers import load_tokenizer, train_sentencepiece
 from dsm_engine.errors import DsmError
 from dsm_engine.recipes import validate_recipe
 
@@ -42,6 +43,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def known_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that knows all characters of the template and of the good row."""
+    path = tmp_path_factory.mktemp("known") / "tokenizer.model"
+    template = load_template("deepseekmath")
+    texts = [template.prompt("1 + 1?", "en", "cot"), "It is 2."]
+    train_sentencepiece(texts, path=path, vocab_size=80, symbols=["\n"])
+    return path
+
+
 def make_recipe(folder: Path, model: Path, *lines: bytes, **values) -> PreprocessRecipe:
     folder.mkdir(exist_ok=True)
     path = folder / "in.jsonl"
@@ -63,6 +74,7 @@ def test_a_bad_row_ends_the_run_with_its_place(tmp_path: Path, model: Path, caus
     with pytest.raises(DsmError) as caught:
         preprocess(recipe)
     assert str(caught.value).startswith(f"{tmp_path}/in.jsonl:3:{len(GOOD) + 2}: ")
+    assert str(caught.value).endswith("; on_error: skip or quarantine goes on without such rows")
     assert "\n" not in str(caught.value)
     assert_nothing_written(recipe)
 
@@ -89,7 +101,63 @@ def test_quarantine_keeps_bad_rows_with_their_reasons(tmp_path: Path, model: Pat
     assert entries[0]["row"].encode() == BAD_ROWS["bad_json"]
     assert "row_base64" in entries[1]
     assert all(entry["reason"] for entry in entries)
-    assert report.ledger.total.kept == 1
+    assert (report.ledger.total.kept, report.num_quarantined) == (1, len(BAD_ROWS))
+
+
+def test_overlong_rows_that_are_dropped_are_quarantined_too(tmp_path: Path, model: Path):
+    long = GOOD.replace(b"It is 2.", b"It is 2. " * 20)
+    limit = preprocess(make_recipe(tmp_path, model, GOOD)).num_tokens
+    values = {"max_tokens": limit, "overlong": "drop", "on_error": "quarantine"}
+    report = preprocess(make_recipe(tmp_path, model, long, GOOD, **values))
+    assert report.quarantine is not None
+    (entry,) = [orjson.loads(line) for line in report.quarantine.read_bytes().splitlines()]
+    assert (entry["cause"], entry["row"].encode()) == ("overlong", long)
+    assert report.num_quarantined == report.ledger.total.dropped["overlong"] == 1
+
+
+def test_a_folder_in_the_place_of_the_quarantine_is_found_before_the_work(
+    tmp_path: Path, model: Path
+):
+    for on_error in ("error", "skip", "quarantine"):
+        recipe = make_recipe(tmp_path, model, GOOD, on_error=on_error)
+        taken = recipe.output.parent / "train.quarantine.jsonl"
+        taken.mkdir(parents=True, exist_ok=True)
+        with pytest.raises(DsmError, match=r"train\.quarantine\.jsonl: a folder stands where"):
+            preprocess(recipe)
+        assert list(recipe.output.parent.iterdir()) == [taken]
+
+
+def test_characters_without_a_token_are_counted_for_each_source(tmp_path: Path, model: Path):
+    odd = GOOD.replace(b"It is 2.", "It ☃ is 2 ☂.".encode())
+    report = preprocess(make_recipe(tmp_path, model, GOOD, odd))
+    unknown = load_tokenizer(model).unk_id
+    ids = TokenizedDataset(report.output).document(1).tolist()
+    before = TokenizedDataset(report.output).document(0).tolist().count(unknown)
+    assert ids.count(unknown) == before + 2
+    assert report.ledger.as_dict()["sources"]["jsonl"]["unknown_tokens"] == 2 * before + 2
+    manifest = TokenizedDataset(report.output).manifest
+    assert manifest["ledger"]["unknown_tokens"] == 2 * before + 2
+
+
+def test_the_first_unknown_character_ends_the_run_where_that_is_the_policy(
+    tmp_path: Path, known_model: Path
+):
+    good = make_recipe(tmp_path, known_model, GOOD, on_unknown="error")
+    assert preprocess(good).ledger.total.unknown_tokens == 0
+    odd = GOOD.replace(b"It is 2.", "It ☃ is 2.".encode())
+    recipe = make_recipe(tmp_path / "b", known_model, GOOD, odd, on_unknown="error")
+    message = rf"in\.jsonl:2:{len(GOOD) + 1}: the tokenizer has no token for '☃'; on_unknown: count"
+    with pytest.raises(DsmError, match=message):
+        preprocess(recipe)
+    assert_nothing_written(recipe)
+
+
+@pytest.mark.parametrize("output", ["", ".", "/", "..", "out/..", "a\0b"])
+def test_an_output_that_names_no_file_is_one_line_with_its_key(output: str):
+    values = {"output": output, "tokenizer": "t", "sources": [{"reader": "jsonl", "path": "x"}]}
+    with pytest.raises(DsmError, match=r"^r\.yaml: output: a p") as caught:
+        validate_recipe(values, PreprocessRecipe, "r.yaml")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_quarantine_of_an_earlier_run_does_not_outlive_it(tmp_path: Path, model: Path):
@@ -170,7 +238,10 @@ def test_sources_are_checked_before_any_is_read(tmp_path: Path, model: Path):
     good = {"reader": "jsonl", "path": make_recipe(tmp_path, model, GOOD).sources[0].path}
     for bad, message in (
         ({"reader": "jsonl", "path": tmp_path / "none.jsonl"}, r"no such file \(sources\.1\)"),
-        ({"reader": "jsonl", "path": tmp_path}, "no such file"),
+        ({"reader": "jsonl", "path": tmp_path}, r"is a folder; .*\(sources\.1\)"),
+        ({"reader": "jsonl", "path": "/dev/null"}, r"is no regular file; .*\(sources\.1\)"),
+        ({"reader": "jsonl", "path": "x" * 300}, r"name too long \(sources\.1\)"),
+        ({"reader": "jsonl", "path": tmp_path / "in.jsonl" / "x"}, r"Not a directory \(sources"),
         ({**good, "reader": "gsm8"}, "sources.1: unknown reader 'gsm8' .*mean 'gsm8k'"),
         ({**good, "options": {"langage": "en"}}, "unknown key 'langage' .*mean 'language'"),
     ):

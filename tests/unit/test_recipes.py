@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import Field, model_validator
 
 from dsm_engine.errors import DsmError
 from dsm_engine.recipes import Section, dump_yaml, load_recipe, nearest
@@ -183,3 +184,88 @@ def test_a_dumped_recipe_loads_as_it_was(tmp_path: Path, recipe_path: Path):
 def test_the_nearest_word_is_suggested_or_all_are_listed():
     assert nearest("gsm8", ["gsm8k", "math"]) == "(did you mean 'gsm8k'?)"
     assert nearest("zzz", ["b", "a"]) == "(known: a, b)"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-13-45",
+        "!!int ''",
+        "!!timestamp x",
+        "!!bool maybe",
+        "!!float x",
+        "{[a]: b}",
+        "[" * 2000 + "]" * 2000,
+        "{a: " * 2000 + "1" + "}" * 2000,
+    ],
+)
+def test_values_yaml_cannot_build_are_one_clear_line(tmp_path: Path, recipe_path: Path, text: str):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"name: {text}\n")
+    for arguments in ((path,), (recipe_path, f"name={text}")):
+        with pytest.raises(DsmError) as caught:
+            load(*arguments)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 300 + len(str(path))
+
+
+def test_a_recipe_that_holds_itself_is_one_clear_line(tmp_path: Path):
+    (tmp_path / "base.yaml").write_text("name: x\ntraining: &a {x: *a}\n")
+    path = tmp_path / "r.yaml"
+    path.write_text("extends: base.yaml\ntraining: &b {x: *b}\n")
+    with pytest.raises(DsmError) as caught:
+        load(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("number", [".inf", "-.inf", ".nan", "1e999"])
+def test_numbers_are_finite(recipe_path: Path, number: str):
+    with pytest.raises(DsmError, match=r"training\.lr: input should be a finite number"):
+        load(recipe_path, f"training.lr={number}")
+
+
+@pytest.mark.parametrize("index", ["\u00b2", "1" * 5000, "-1", "٢"])
+def test_only_a_number_in_range_is_an_index(recipe_path: Path, index: str):
+    with pytest.raises(DsmError, match="is not one of the 2 items"):
+        load(recipe_path, f"sources.{index}.path=x")
+
+
+class Places(Section):
+    folder: Path = Path()
+    files: list[str] = Field(default=["a"], min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> "Places":
+        if str(self.folder) == "bad":
+            raise ValueError("LR and folder do not go together")
+        return self
+
+
+class Outer(Section):
+    places: Places = Places()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("places.folder=null", r"places\.folder: expected a path \(found nothing\)$"),
+        ("places.files=[]", r"places\.files: expected at least 1 item \(found \[\]\)$"),
+        ("places.files=x", r"places\.files: expected a list \(found 'x'\)$"),
+        ("places.files=[[x]]", r"places\.files\.0: expected text \(found \['x'\]\)$"),
+        ("places=5", r"places: expected a section of keys and values \(found 5\)$"),
+        ("places.folder=bad", r"places: LR and folder do not go together$"),
+        ('places.folder="a\\0b"', r"places\.folder: a path holds no NUL character"),
+    ],
+)
+def test_what_is_expected_is_said_in_plain_words(tmp_path: Path, override: str, message: str):
+    path = tmp_path / "r.yaml"
+    path.write_text("{}\n")
+    with pytest.raises(DsmError, match=message):
+        load_recipe(path, [override], Outer)
+
+
+def test_a_long_value_is_shortened_in_messages(recipe_path: Path):
+    with pytest.raises(DsmError) as caught:
+        load(recipe_path, "training.lr={" + ", ".join(f"key{i}: {i}" for i in range(99)) + "}")
+    assert "...)" in str(caught.value)
+    assert len(str(caught.value)) < 200 + len(str(recipe_path))

@@ -2,6 +2,7 @@
 
 import gzip
 import os
+import re
 from pathlib import Path
 
 import orjson
@@ -230,6 +231,57 @@ def test_a_users_jsonl_under_other_keys(tmp_path: Path):
 def test_each_kind_of_damage_has_its_cause(tmp_path: Path, record, cause):
     path = write(tmp_path / "a.jsonl", record)
     assert fault_of(path, "jsonl").cause == cause
+
+
+def test_a_number_is_an_answer(tmp_path: Path):
+    path = write(
+        tmp_path / "a.jsonl",
+        {"question": "1+1?", "answer": 2},
+        {"question": "1+1?", "solution": 2.5, "answer": 3},
+    )
+    first, second = read(path, "jsonl")
+    assert (prose(first), prose(second), second.answer) == ("2", "2.5", "3")
+
+
+def test_a_records_own_language_and_format_hold(tmp_path: Path):
+    record = {"question": "1+1?", "answer": "Two."}
+    path = write(
+        tmp_path / "a.jsonl",
+        {**record, "language": "zh", "format": "pot"},
+        {**record, "format": None},
+    )
+    first, second = read(path, "jsonl")
+    assert (first.language, first.format) == ("zh", "pot")
+    assert (second.language, second.format) == ("en", "cot")
+    first, second = read(path, "jsonl", language="en", format="tir")
+    assert (first.language, first.format) == ("zh", "pot")
+    assert (second.language, second.format) == ("en", "tir")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"language": "fr"}, "'language' is 'fr'"),
+        ({"language": ["en"]}, "'language' is"),
+        ({"format": "cott"}, "'format' is 'cott' .*did you mean 'cot'"),
+        ({"format": "x" * 5000}, "'format' is 'x{79} "),
+    ],
+)
+def test_a_records_language_and_format_are_known_ones(tmp_path: Path, change, message):
+    path = write(tmp_path / "a.jsonl", {"question": "q", "answer": "a", **change})
+    fault = fault_of(path, "jsonl")
+    assert fault.cause == "bad_value"
+    assert re.search(message, str(fault))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'[\n  {"question": "q"}\n]\n', b'{\n  "question": "q"\n}\n', b'[{"question": "q"}]\n'],
+)
+def test_json_spread_over_lines_gets_a_hint(tmp_path: Path, content: bytes):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(content)
+    assert str(fault_of(path, "jsonl")).endswith("; one JSON object a line is expected")
 
 
 def test_an_unknown_reader_or_option_names_the_nearest():

@@ -1,12 +1,16 @@
 """A tokenized dataset is whole and of one piece, or it is refused."""
 
+import copy
+import functools
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from dsm_engine.data.manifest import sealed
 from dsm_engine.data.sidecars import DocumentAttributes
 from dsm_engine.data.tokenized_dataset import (
     DATA_SUFFIXES,
@@ -16,6 +20,8 @@ from dsm_engine.data.tokenized_dataset import (
 from dsm_engine.errors import DsmError
 
 ATTRIBUTES = {"source": "gsm8k", "language": "en", "format": "tir", "topic": "algebra"}
+TOKENIZER = {"kind": "k", "fingerprint": "abc", "vocab_size": 1000, "bos_id": None, "eos_id": 2}
+RECIPE = {"tokenizer": "t.model", "bos_token": None, "eos_token": "</s>"}
 DOCUMENTS = [
     ([1, 2, 3, 4], [(2, 4)], "a"),
     ([5, 6], [(0, 2)], "b"),
@@ -50,12 +56,12 @@ def test_what_is_written_is_what_is_read(tmp_path: Path, vocab_size: int, dtype:
 
 
 def test_the_manifest_counts_and_carries_the_callers_fields(tmp_path: Path) -> None:
-    prefix = _write(tmp_path / "x", tokenizer={"fingerprint": "abc"}, ledger={"kept": 4})
+    prefix = _write(tmp_path / "x", tokenizer=TOKENIZER, ledger={"kept": 4})
     manifest = json.loads(Path(f"{prefix}.manifest.json").read_text())
     assert (manifest["documents"], manifest["tokens"]) == (4, 13)
     # The first token of a document is nobody's label.
     assert manifest["supervised_tokens"] == 2 + 1 + 4
-    assert manifest["tokenizer"] == {"fingerprint": "abc"}
+    assert manifest["tokenizer"] == TOKENIZER
     assert manifest["ledger"] == {"kept": 4}
     for suffix in DATA_SUFFIXES:
         assert manifest["files"][suffix]["bytes"] == Path(f"{prefix}{suffix}").stat().st_size
@@ -153,7 +159,7 @@ def test_a_crash_while_publishing_never_leaves_a_manifest_of_other_files(
     with pytest.raises(DsmError, match=r"x\.idx: cannot be written: No space left"):
         _write(prefix)
     assert "x.manifest.json" not in _names(tmp_path)
-    with pytest.raises(DsmError, match=r"x\.manifest\.json: cannot be read"):
+    with pytest.raises(DsmError, match=r"x\.manifest\.json: no tokenized dataset there"):
         TokenizedDataset(prefix)
 
 
@@ -167,7 +173,7 @@ def test_publishing_replaces_an_older_dataset(tmp_path: Path) -> None:
     assert dataset.attributes(0).id == "new"
 
 
-@pytest.mark.parametrize("suffix", [*DATA_SUFFIXES, ".manifest.json"])
+@pytest.mark.parametrize("suffix", DATA_SUFFIXES)
 def test_a_missing_file_is_rejected(tmp_path: Path, suffix: str) -> None:
     prefix = _write(tmp_path / "x")
     Path(f"{prefix}{suffix}").unlink()
@@ -227,17 +233,125 @@ def test_flipped_sidecars_are_rejected_or_read_but_never_crash(tmp_path: Path, s
         ({"documents": 5}, "expected 5 documents, found 4 .idx documents"),
         ({"tokens": 12}, "expected 12 tokens, found 13 .bin tokens"),
         ({"supervised_tokens": 1}, "expected 1 supervised_tokens, found 7"),
-        ({"documents": "4"}, "expected an integer 'documents', found '4'"),
-        ({"files": {}}, "expected bytes and xxh3 of .bin, found None"),
-        ({"files": 3}, "expected bytes and xxh3 of .bin, found None"),
+        ({"dtype": "int32"}, "expected tokens of int32, found uint16"),
+        ({"documents": "4"}, r"documents: input should be a valid integer \(found '4'\)"),
+        ({"vocab_size": 0}, "vocab_size: input should be greater than or equal to 1"),
+        ({"files": {}}, "bytes and xxh3 of .bin are missing"),
+        ({"files": 3}, "files: expected keys and values"),
+        ({"tokenizer": None}, "tokenizer: expected a section of keys and values"),
+        ({"recipe": {"tokenizer": 3}}, "recipe.tokenizer: expected text"),
     ],
 )
 def test_a_manifest_that_contradicts_the_files_is_rejected(tmp_path, change, message) -> None:
     prefix = _write(tmp_path / "x")
     path = Path(f"{prefix}.manifest.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()) | change)))
     with pytest.raises(DsmError, match=message):
         TokenizedDataset(prefix)
+
+
+def test_any_key_of_the_manifest_that_is_gone_or_of_another_type_is_one_clear_line(tmp_path: Path):
+    prefix = _write(tmp_path / "x", tokenizer=TOKENIZER, recipe=RECIPE)
+    path = Path(f"{prefix}.manifest.json")
+    whole = json.loads(path.read_text())
+    sections = ((), ("files",), ("files", ".idx"), ("tokenizer",), ("recipe",))
+    for section in sections:
+        keys = list(functools.reduce(dict.__getitem__, section, whole))
+        for key in keys:
+            for value in (None, "x", 3, [], {}, 2.5, True, "gone"):
+                changed = copy.deepcopy(whole)
+                target = functools.reduce(dict.__getitem__, section, changed)
+                if value == "gone":
+                    del target[key]
+                elif target[key] == value:
+                    continue
+                else:
+                    target[key] = value
+                path.write_text(json.dumps(changed))
+                with pytest.raises(DsmError) as caught:
+                    TokenizedDataset(prefix)
+                assert "\n" not in str(caught.value), (section, key, value)
+
+
+def test_a_flipped_bit_of_the_manifest_is_found(tmp_path: Path) -> None:
+    prefix = _write(tmp_path / "x", tokenizer=TOKENIZER, recipe=RECIPE)
+    path = Path(f"{prefix}.manifest.json")
+    whole = path.read_bytes()
+    content = json.loads(whole)
+    for bit in range(0, 8 * len(whole), 7):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        try:
+            unchanged = json.loads(damaged) == content  # white space
+        except ValueError:
+            unchanged = False
+        if not unchanged:
+            with pytest.raises(DsmError):
+                TokenizedDataset(prefix)
+    path.write_bytes(whole.replace(b"t.model", b"u.model"))
+    with pytest.raises(DsmError, match="is damaged or was edited, its checksum differs"):
+        TokenizedDataset(prefix)
+
+
+@pytest.mark.parametrize("value", [1000, 0xFFFF])
+def test_a_token_id_outside_the_vocabulary_names_file_and_document(tmp_path: Path, value: int):
+    prefix = _write(tmp_path / "x")
+    with Path(f"{prefix}.bin").open("r+b") as file:
+        file.seek(2 * 5)
+        file.write(value.to_bytes(2, "little"))
+    dataset = TokenizedDataset(prefix)
+    assert dataset.document(0).tolist() == DOCUMENTS[0][0]
+    message = rf"x\.bin: is damaged: document 1 has the token id {value}, expected 0 to 999"
+    with pytest.raises(DsmError, match=message):
+        dataset.document(1)
+
+
+def test_a_missing_dataset_says_what_makes_one(tmp_path: Path) -> None:
+    prefix = _write(tmp_path / "x")
+    with pytest.raises(DsmError, match="no tokenized dataset there: dsm preprocess makes one"):
+        TokenizedDataset(tmp_path / "y")
+    for suffix in (".bin", ".idx"):
+        with pytest.raises(DsmError, match=r"give the prefix without the ending, .*/x$"):
+            TokenizedDataset(Path(f"{prefix}{suffix}"))
+    for prefix in (Path(), Path("/"), Path(".."), Path("a\0b")):
+        with pytest.raises(DsmError, match="a prefix ends with the name"):
+            TokenizedDataset(prefix)
+
+
+def test_a_folder_in_the_place_of_any_file_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    for suffix in (*DATA_SUFFIXES, ".manifest.json"):
+        taken = tmp_path / f"x{suffix}"
+        taken.mkdir()
+        with pytest.raises(DsmError, match=rf"x{suffix}: a folder stands where"):
+            _write(tmp_path / "x")
+        assert _names(tmp_path) == [taken.name]
+        taken.rmdir()
+
+
+def test_a_folder_that_appears_meanwhile_leaves_no_file_published(tmp_path: Path) -> None:
+    with (
+        pytest.raises(DsmError, match=r"x\.bin: a folder stands where"),
+        TokenizedDatasetWriter(tmp_path / "x", vocab_size=10) as writer,
+    ):
+        writer.add([1], [], id="", **ATTRIBUTES)
+        (tmp_path / "x.bin").mkdir()
+        writer.finish()
+    assert _names(tmp_path) == ["x.bin"]
+
+
+def test_what_killed_writers_left_is_removed_and_what_living_ones_write_stays(tmp_path: Path):
+    with subprocess.Popen(["/bin/true"]) as ended:
+        pass
+    for suffix in (*DATA_SUFFIXES, ".manifest.json"):
+        (tmp_path / f".x{suffix}.{ended.pid}.tmp").touch()
+    others = [f".x.bin.{os.getppid()}.tmp", f".y.bin.{ended.pid}.tmp", ".x.bin.tmp"]
+    for name in others:
+        (tmp_path / name).touch()
+    _write(tmp_path / "x")
+    assert {name for name in _names(tmp_path) if name.endswith(".tmp")} == set(others)
 
 
 def test_a_vocabulary_without_tokens_is_rejected(tmp_path: Path) -> None:

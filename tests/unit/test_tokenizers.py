@@ -169,7 +169,6 @@ def test_a_prompt_begins_with_bos(trained):
 def test_the_deepseek_tokenizer_has_its_published_ids(deepseek):
     assert (deepseek.bos_id, deepseek.eos_id, deepseek.vocab_size) == (100000, 100001, 100002)
     assert deepseek.kind == "huggingface"
-    assert [path.name for path in deepseek.files] == ["tokenizer.json", "tokenizer_config.json"]
 
 
 def test_deepseek_control_strings_in_text_stay_text(deepseek):
@@ -269,3 +268,28 @@ def test_what_is_no_tokenizer_is_one_clear_line(tmp_path: Path, name, content, m
 def test_a_folder_without_a_tokenizer_is_an_error(tmp_path: Path):
     with pytest.raises(DsmError, match=r"neither tokenizer\.model nor tokenizer\.json"):
         load_tokenizer(tmp_path)
+
+
+def test_a_saved_tokenizer_keeps_its_control_tokens_under_standard_names(
+    tmp_path: Path, deepseek
+) -> None:
+    alone = tmp_path / "odd_name.json"
+    alone.write_bytes(deepseek.path.read_bytes())
+    begin = "<｜begin▁of▁sentence｜>"
+    swapped = load_tokenizer(alone, eos=begin)
+    (tmp_path / "saved").mkdir()
+    swapped.save(tmp_path / "saved")
+    back = load_tokenizer(tmp_path / "saved")
+    assert (back.bos_id, back.eos_id) == (swapped.bos_id, swapped.eos_id) == (100000, 100000)
+    assert back.fingerprint == swapped.fingerprint
+
+
+def test_characters_without_a_token_are_the_unknown_token(trained, tmp_path: Path):
+    for tokenizer in (trained, load_tokenizer(hugging_face(tmp_path / "t.json"))):
+        assert tokenizer.unk_id is not None
+        assert tokenizer.unk_id in tokenizer.encode("a☃b")
+        assert tokenizer.unk_id not in tokenizer.encode("apples")
+
+
+def test_a_tokenizer_of_bytes_knows_every_text(llama_like):
+    assert llama_like.unk_id not in llama_like.encode("a☃b")

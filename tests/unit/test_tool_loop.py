@@ -28,6 +28,9 @@ class ScriptedBackend:
         self.seen: list[list[Prompt]] = []
         self.params: list[GenerationParams] = []
 
+    def room(self, prompts: Sequence[Prompt]) -> list[int]:
+        return [1000] * len(prompts)
+
     def generate(
         self,
         prompts: Sequence[Prompt],

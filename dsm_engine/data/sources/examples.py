@@ -1,12 +1,10 @@
 """The engine's own JSONL: one example a line, nothing left to guess."""
 
-from collections.abc import Sequence
 from typing import Any, get_args
 
 from dsm_engine.data.example import Block, BlockKind, Example, ExampleFault, Format, Language
 from dsm_engine.data.sources.reader import Reader
-from dsm_engine.data.sources.rows import Row, optional_text, text_field
-from dsm_engine.recipes import nearest
+from dsm_engine.data.sources.rows import Row, choice, optional_text, text_field
 
 
 class ExamplesReader(Reader):
@@ -23,8 +21,8 @@ class ExamplesReader(Reader):
             question=text_field(record, "question", "missing_question"),
             blocks=_blocks(record),
             answer=optional_text(record, "answer"),
-            language=_one_of(record, "language", get_args(Language)),
-            format=_one_of(record, "format", get_args(Format)),
+            language=choice(record, "language", get_args(Language)),
+            format=choice(record, "format", get_args(Format)),
             source=optional_text(record, "source") or self.source,
             topic=optional_text(record, "topic"),
             licence=optional_text(record, "licence"),
@@ -43,11 +41,4 @@ def _blocks(record: dict[str, Any]) -> tuple[Block, ...]:
 def _block(value: Any) -> Block:
     if not isinstance(value, dict) or not isinstance(value.get("text"), str):
         raise ExampleFault("bad_value", "a block is not an object with a kind and a text")
-    return Block(kind=_one_of(value, "kind", get_args(BlockKind)), text=value["text"])
-
-
-def _one_of(record: dict[str, Any], key: str, known: Sequence[str]) -> Any:
-    value = record.get(key)
-    if value not in known:
-        raise ExampleFault("bad_value", f"{key!r} is {value!r} {nearest(str(value), known)}")
-    return value
+    return Block(kind=choice(value, "kind", get_args(BlockKind)), text=value["text"])

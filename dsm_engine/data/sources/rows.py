@@ -2,7 +2,7 @@
 
 import gzip
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase, BufferedReader
 from pathlib import Path
@@ -13,11 +13,13 @@ import xxhash
 
 from dsm_engine.data.example import ExampleFault
 from dsm_engine.errors import DsmError
+from dsm_engine.recipes import nearest
 
 MAX_LINE_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 20
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _GZIP_MAGIC = b"\x1f\x8b"
+_ONE_A_LINE = "; one JSON object a line is expected"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +72,8 @@ def parse_object(row: Row) -> dict[str, Any]:
     except orjson.JSONDecodeError as error:
         raise _json_fault(row.raw, error) from error
     if not isinstance(value, dict):
-        raise ExampleFault("not_an_object", f"is not a JSON object but {_json_kind(value)}")
+        hint = _ONE_A_LINE if isinstance(value, list) else ""
+        raise ExampleFault("not_an_object", f"is not a JSON object but {_json_kind(value)}{hint}")
     return value
 
 
@@ -96,6 +99,16 @@ def optional_text(record: dict[str, Any], key: str) -> str:
     if not isinstance(value, str):
         raise ExampleFault("bad_value", f"{key!r} is not text but {_json_kind(value)}")
     return value.strip()
+
+
+def choice(record: dict[str, Any], key: str, known: Sequence[str]) -> Any:
+    """The value under `key`, one of those known. Raises ExampleFault."""
+    value = record.get(key)
+    if value not in known:
+        raise ExampleFault(
+            "bad_value", f"{key!r} is {value!r:.80} {nearest(str(value)[:80], known)}"
+        )
+    return value
 
 
 def _rows(file: BufferedIOBase, on_disk: BufferedReader, path: Path) -> Iterator[Row]:
@@ -137,7 +150,9 @@ def _json_fault(raw: bytes, error: orjson.JSONDecodeError) -> ExampleFault:
         return ExampleFault("bad_utf8", f"is not UTF-8 at byte {decoding.start} of the line")
     if "surrogate" in error.msg:
         return ExampleFault("lone_surrogate", f"half a character: {error.msg}")
-    return ExampleFault("bad_json", f"is not JSON: {error.msg} (column {error.colno})")
+    text = raw.strip()
+    hint = _ONE_A_LINE if text.startswith(b"[") or text == b"{" else ""  # spread over lines
+    return ExampleFault("bad_json", f"is not JSON: {error.msg} (column {error.colno}){hint}")
 
 
 def _json_kind(value: Any) -> str:
