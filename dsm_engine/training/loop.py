@@ -4,16 +4,12 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 
-from dsm_engine.data.pack_index import PackIndex, build_pack_index
-from dsm_engine.data.tokenized_dataset import TokenizedDataset
-from dsm_engine.data.tokenizers import Tokenizer, dataset_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import build_gpt, initialize_weights
@@ -31,21 +27,11 @@ from dsm_engine.training.checkpoint import (
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
 from dsm_engine.training.optimizer import set_hyperparameters, wrap_for_training
+from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
 from dsm_engine.training.step import forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Data:
-    """The data sides of a run, opened and checked against each other."""
-
-    tokenizer: Tokenizer
-    train: TokenizedDataset
-    train_packs: PackIndex
-    validation: TokenizedDataset | None
-    validation_packs: PackIndex | None
 
 
 def train(
@@ -64,7 +50,7 @@ def train(
                 f"{recipe.initialize_from}: has another shape than the recipe's model "
                 f"({'; '.join(differences)}); leave model: out to take the weights' own"
             )
-    data = _open_data(recipe, model)
+    data = open_run_data(recipe, model)
     refuse_foreign_folder(recipe.run, resume=resume)
     with parallel_context(recipe.parallel, seed=recipe.seed) as context:
         _refuse_layout(recipe, model, context)
@@ -79,7 +65,7 @@ class _Run:
         self,
         recipe: TrainRecipe,
         model: ModelConfig,
-        data: _Data,
+        data: RunData,
         context: ParallelContext,
         observer: TrainObserver | None,
         *,
@@ -99,7 +85,7 @@ class _Run:
             self._validation_stream = PackStream(
                 data.validation, data.validation_packs, pad_id=pad_id, seed=0, context=context
             )
-        self._stream_identity = _stream_identity(recipe, data)
+        self._stream_identity = data.stream_identity(recipe)
         self._start_from = _agreed_start(recipe, self._stream_identity, resume=resume)
         if self._start_from is not None:
             self._refuse_other_stream(self._start_from)
@@ -282,63 +268,6 @@ class _Run:
                     f"{theirs.get(key)!r}, is {mine!r}); resuming would repeat or skip examples. "
                     f"Restore the setting, or start a new run from these weights"
                 )
-
-
-def _open_data(recipe: TrainRecipe, model: ModelConfig) -> _Data:
-    train_set = TokenizedDataset(recipe.data.train)
-    tokenizer = dataset_tokenizer(recipe.data.train, train_set.manifest, recipe.data.tokenizer)
-    validation = None
-    if recipe.data.validation is not None:
-        validation = TokenizedDataset(recipe.data.validation)
-        dataset_tokenizer(recipe.data.validation, validation.manifest, tokenizer.path)
-    if tokenizer.vocab_size > model.vocab_size:
-        raise DsmError(
-            f"model.vocab_size {model.vocab_size} is smaller than the {tokenizer.vocab_size} ids "
-            f"of {tokenizer.path}; raise it"
-        )
-    longest = int(train_set.lengths.max(initial=0))
-    if longest > model.max_position_embeddings:
-        raise DsmError(
-            f"{recipe.data.train}: has a document of {longest:,} tokens, the model is meant for "
-            f"{model.max_position_embeddings:,} (model.max_position_embeddings); raise that, or "
-            f"preprocess with a lower max_tokens"
-        )
-    return _Data(
-        tokenizer=tokenizer,
-        train=train_set,
-        train_packs=_packs(recipe, train_set),
-        validation=validation,
-        validation_packs=None
-        if validation is None
-        else build_pack_index(
-            validation.lengths, capacity=recipe.data.seq_length, strategy="best_fit", seed=0
-        ),
-    )
-
-
-def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
-    data = recipe.data
-    if data.packs is None:
-        return build_pack_index(
-            dataset.lengths, capacity=data.seq_length, strategy=data.strategy, seed=recipe.seed
-        )
-    packs = PackIndex.load(data.packs)
-    if packs.capacity != data.seq_length:
-        raise DsmError(
-            f"{data.packs}: packs hold {packs.capacity} tokens, data.seq_length is "
-            f"{data.seq_length}; build the index again or change data.seq_length"
-        )
-    return packs
-
-
-def _stream_identity(recipe: TrainRecipe, data: _Data) -> dict[str, Any]:
-    return {
-        "dataset": " ".join(file["xxh3"] for file in data.train.manifest["files"].values()),
-        "packs": f"{data.train_packs.content_xxh3():016x}",
-        "order_seed": recipe.seed,
-        "seq_length": recipe.data.seq_length,
-        "global_batch_size": recipe.training.global_batch_size,
-    }
 
 
 def _agreed_start(recipe: TrainRecipe, stream: dict[str, Any], *, resume: bool) -> Path | None:

@@ -67,7 +67,14 @@ def test_a_pack_index_of_another_capacity_or_dataset_is_refused(
     recipe = make_recipe(sample_data, tmp_path / "run", data__packs=str(narrow))
     _fails(recipe, r"packs hold 256 tokens, data\.seq_length is 512")
     recipe = make_recipe(sample_data, tmp_path / "run", data__packs=str(foreign))
-    _fails(recipe, "built for other documents")
+    _fails(recipe, "built for other documents than those of")
+
+
+def test_documents_longer_than_the_model_is_meant_for_are_refused(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    recipe = make_recipe(sample_data, tmp_path / "run", model__max_position_embeddings=20)
+    _fails(recipe, r"the model is meant for 20 \(model\.max_position_embeddings\)")
 
 
 def test_documents_longer_than_a_pack_are_refused(
