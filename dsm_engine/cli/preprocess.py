@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     from dsm_engine.recipes import load_recipe
 
     recipe = load_recipe(Path(arguments.recipe), arguments.overrides, PreprocessRecipe)
+    replaced = recipe.output.with_name(recipe.output.name + ".manifest.json").exists()
     started = time.perf_counter()
     with ProgressLine("preprocess (bytes)") as line:
         report = preprocess(recipe, progress=lambda done, total: line.update(done, total))
@@ -45,5 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"in {seconds:.1f} s -> {report.output}",
         markup=False,
     )
+    if replaced:
+        show.print(f"replaced the dataset that stood at {report.output}", markup=False)
     if report.quarantine is not None:
         show.print(f"{report.num_quarantined:,} rows in {report.quarantine}", markup=False)

@@ -23,7 +23,8 @@ LR, WARMUP, DECAY, CLIP, BETA2 = 2e-3, 3, 0.1, 0.5, 0.97
 def weights(tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recipe: Any) -> Path:
     """A Hugging Face folder of random weights with the sample set's tokenizer."""
     folder = tmp_path_factory.mktemp("weights")
-    recipe = make_recipe(sample_data, folder / "run", training__steps=1)
+    # Another seed than the runs', which would else draw the same weights by themselves.
+    recipe = make_recipe(sample_data, folder / "run", training__steps=1, seed=SEED + 1)
     recipe["logging"]["save_initial"] = True
     train(TrainRecipe.model_validate(recipe))
     convert(folder / "run" / "checkpoints" / "step_00000000", folder / "hf")
