@@ -70,7 +70,7 @@ def test_a_forbidden_call_is_an_error(sandbox: Sandbox, program: str) -> None:
     [
         "/etc/passwd",
         "/etc/shadow",
-        "/root/.bashrc",
+        __file__,  # surely there on the host, whoever runs this
         "/home",
         "/proc/1/mem",
         "/proc/self/environ",
