@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> None:
     from dsm_engine.recipes import load_recipe
 
     recipe = load_recipe(Path(arguments.recipe), arguments.overrides, EvaluateRecipe)
+    replaced = (recipe.output / "summary.json").exists()
     with ProgressLine("evaluate (generations)") as line:
         summary = evaluate(
             recipe, progress=lambda what, done, total: line.update(done, total, what)
@@ -41,3 +42,5 @@ def run(arguments: argparse.Namespace) -> None:
                 markup=False,
             )
     show.print(f"-> {recipe.output}", markup=False)
+    if replaced:
+        show.print(f"replaced the evaluation that stood in {recipe.output}", markup=False)

@@ -13,6 +13,7 @@ from dsm_engine.recipes import nearest
 
 _CONFIG = "tokenizer_config.json"
 _BOS_NAMES = ("<｜begin▁of▁sentence｜>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
+_RARE_LETTERS = ("\ua66e", "\U00012000")  # Cyrillic multiocular o, cuneiform a: in no vocabulary
 _EOS_NAMES = (
     "<｜end▁of▁sentence｜>",
     "<|end_of_text|>",
@@ -60,6 +61,7 @@ class HuggingFaceTokenizer:
         # The unknown token is what characters without a piece become: no control.
         controls.pop(description["model"].get("unk_token"), None)
         self._check_disarmed(controls)
+        self._check_nothing_vanishes()
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         return self.encode_batch([text], continuation=continuation)[0]
@@ -89,6 +91,15 @@ class HuggingFaceTokenizer:
                     raise DsmError(
                         f"{self.path}: turns {content!r} in plain text into a control id"
                     )
+
+    def _check_nothing_vanishes(self) -> None:
+        """A model without an unknown token, byte fallback or ByteLevel drops what it lacks."""
+        for text in _RARE_LETTERS:
+            if not self.encode(text):
+                raise DsmError(
+                    f"{self.path}: drops characters it does not know ({text!r} becomes no token at"
+                    " all): give its model an unk_token or byte_fallback"
+                )
 
 
 def _is_tokenizer(description: Any) -> bool:

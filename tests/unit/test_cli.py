@@ -127,3 +127,18 @@ def test_an_output_that_cannot_be_made_is_one_line(
     assert main(["quickstart", "--output", output]) == 2
     assert capsys.readouterr().err.count("error: ") == 2
     assert (tmp_path / "file").read_text(encoding="utf-8") == "x"
+
+
+def test_evaluate_says_when_it_replaces_an_earlier_evaluation(tmp_path, monkeypatch, capsys):
+    from dsm_engine.evaluation import evaluate as module
+
+    summary = {"benchmarks": {}, "skipped": {}}
+    monkeypatch.setattr(module, "evaluate", lambda recipe, progress: summary)
+    recipe = tmp_path / "evaluate.yaml"
+    recipe.write_text(f"model: m\nbenchmarks: [b.jsonl]\noutput: {tmp_path / 'out'}\n")
+    assert main(["evaluate", str(recipe)]) == 0
+    assert "replaced" not in capsys.readouterr().out
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "summary.json").write_text("{}")
+    assert main(["evaluate", str(recipe)]) == 0
+    assert "replaced the evaluation" in capsys.readouterr().out

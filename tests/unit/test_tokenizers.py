@@ -293,3 +293,13 @@ def test_characters_without_a_token_are_the_unknown_token(trained, tmp_path: Pat
 
 def test_a_tokenizer_of_bytes_knows_every_text(llama_like):
     assert llama_like.unk_id not in llama_like.encode("a☃b")
+
+
+def test_a_tokenizer_that_drops_unknown_characters_is_refused(tmp_path: Path):
+    silent = tokenizers.Tokenizer(BPE())
+    silent.pre_tokenizer = pre_tokenizers.Whitespace()
+    silent.train_from_iterator(TEXTS, BpeTrainer(vocab_size=200, special_tokens=["<s>", "</s>"]))
+    assert silent.encode("☃").ids == []
+    silent.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(DsmError, match="drops characters it does not know"):
+        load_tokenizer(tmp_path / "tokenizer.json")
