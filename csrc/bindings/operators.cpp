@@ -1,0 +1,38 @@
+#include "bindings/core_bindings.h"
+#include "bindings/numpy_arrays.h"
+#include "core/dense_mask.h"
+#include "core/packed_metadata.h"
+
+namespace dsm::bindings {
+namespace {
+
+// The operators take addresses as integers: reading a tensor's costs far less than wrapping it.
+template <class T>
+std::span<T> span_at(uintptr_t address, int64_t size) {
+  return {reinterpret_cast<T*>(address), static_cast<size_t>(size)};
+}
+
+void packed_metadata(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                     uintptr_t position_ids, uintptr_t document_ids) {
+  py::gil_scoped_release release;
+  dsm::packed_metadata(span_at<const int32_t>(cu_seqlens, num_entries),
+                       span_at<int64_t>(position_ids, num_tokens),
+                       span_at<int32_t>(document_ids, num_tokens));
+}
+
+void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, uintptr_t mask) {
+  py::gil_scoped_release release;
+  dsm::dense_mask(span_at<const int32_t>(cu_seqlens, num_entries), num_tokens,
+                  span_at<uint8_t>(mask, num_tokens * num_tokens));
+}
+
+}  // namespace
+
+void bind_operators(py::module_& module) {
+  module.def("packed_metadata", &packed_metadata, py::arg("cu_seqlens"), py::arg("num_entries"),
+             py::arg("num_tokens"), py::arg("position_ids"), py::arg("document_ids"));
+  module.def("dense_mask", &dense_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
+             py::arg("num_tokens"), py::arg("mask"));
+}
+
+}  // namespace dsm::bindings
