@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 
 #include "core/buffer.h"
 
@@ -28,18 +29,19 @@ std::span<T> mutable_view(Array<T>& array) {
   return {array.mutable_data(), static_cast<size_t>(array.size())};
 }
 
-/// The array's address is the buffer's; it is freed with the last array that shows it.
-template <class T>
-py::array release_to_numpy(Buffer<T> buffer) {
-  const int64_t size = buffer.size();
-  T* data = buffer.release();
-  py::capsule owner(data, [](void* memory) { delete[] static_cast<T*>(memory); });
-  return py::array_t<T>(size, data, owner);
-}
-
 /// Without it a caller could write into a mapping, or into an index others share.
 inline void make_read_only(py::array& array) {
   py::detail::array_proxy(array.ptr())->flags &= ~py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+}
+
+/// The array shows the buffer's memory, which is let go with the last array that does.
+template <class T>
+py::array release_to_numpy(Buffer<T> buffer) {
+  auto* kept = new Buffer<T>(std::move(buffer));
+  py::capsule owner(kept, [](void* memory) { delete static_cast<Buffer<T>*>(memory); });
+  py::array_t<T> array(kept->size(), kept->data(), owner);
+  make_read_only(array);
+  return array;
 }
 
 }  // namespace dsm::bindings

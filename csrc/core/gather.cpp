@@ -2,138 +2,226 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cstring>
 #include <limits>
-#include <numeric>
 
 #include "core/error.h"
+#include "core/vector_loops.h"
 
 namespace dsm {
 namespace {
 
-/// Copies the document's tokens; false where one is outside [0, last]. No branch in the loop.
-template <class Token>
-bool widen(const DocumentView& document, uint32_t last, int64_t* out) {
-  const Token* tokens = reinterpret_cast<const Token*>(document.data);
-  uint32_t outside = 0;  // its top bit: a token was negative, or last - token was
-  for (int64_t i = 0; i < document.length; ++i) {
-    const uint32_t token = static_cast<uint32_t>(tokens[i]);
-    outside |= token | (last - token);
-    out[i] = tokens[i];
+constexpr int64_t cache_line_bytes = 64;
+
+/// One gather: the buffers, and how far they are filled.
+template <class Index>
+class Assembly {
+ public:
+  Assembly(const GatherSource& source, const PackedBatchView<Index>& out)
+      : source_(source),
+        out_(out),
+        last_id_(static_cast<uint32_t>(std::min<int64_t>(source.vocab_size - 1,
+                                                         std::numeric_limits<int32_t>::max()))) {
+    out.cu_seqlens[0] = 0;
   }
-  return outside >> 31 == 0;
-}
 
-/// As `widen`, for the dataset's own type of tokens.
-bool copy_tokens(const IndexedDataset& dataset, const DocumentView& document, uint32_t last,
-                 int64_t* out) {
-  switch (dataset.token_type()) {
-    case TokenType::uint16:
-      return widen<uint16_t>(document, last, out);
-    case TokenType::int32:
-      return widen<int32_t>(document, last, out);
-    default:
-      throw InputError(concat(dataset.prefix().string(),
-                              ".idx: expected tokens of dtype code 8 (uint16) or 4 (int32), found ",
-                              static_cast<int>(dataset.token_type())));
+  /// Appends a part of the document at `view`.
+  template <class Id>
+  void add(const PackPiece<Id>& piece, const DocumentView& view) {
+    if (!copy_tokens(view, piece.begin, piece.length, out_.tokens.data() + used_)) {
+      throw_foreign_token(piece.document, view);
+    }
+    supervise(piece.document, piece.begin, piece.length, view);
+    pad(used_ + piece.length, piece.slots - piece.length);
+    close_document(piece.slots);
   }
-}
 
-[[noreturn]] void throw_foreign_token(const IndexedDataset& dataset, int64_t document,
-                                      std::span<const int64_t> tokens, int64_t last) {
-  const auto is_foreign = [last](int64_t token) { return token < 0 || token > last; };
-  throw InputError(concat(
-      dataset.prefix().string(), ".bin: is damaged: document ", document, " has the token id ",
-      *std::find_if(tokens.begin(), tokens.end(), is_foreign), ", expected 0 to ", last));
-}
-
-[[noreturn]] void throw_damaged_spans(const IndexedDataset& dataset, int64_t document) {
-  throw InputError(concat(dataset.prefix().string(), ".spans: is damaged: the spans of document ",
-                          document, " are not in order inside the document"));
-}
-
-/// Writes the labels of one document, whose tokens stand at `tokens`; returns how many there are.
-int64_t supervise(const IndexedDataset& dataset, const SpanTable& supervision, int64_t document,
-                  std::span<const int64_t> tokens, int64_t* labels, float* loss_weights) {
-  const int64_t length = static_cast<int64_t>(tokens.size());
-  const int64_t num_spans = static_cast<int64_t>(supervision.spans.size() / 2);
-  const int64_t first = supervision.offsets[static_cast<size_t>(document)];
-  const int64_t last = supervision.offsets[static_cast<size_t>(document) + 1];
-  if (first < 0 || first > last || last > num_spans) throw_damaged_spans(dataset, document);
-  int64_t num_supervised = 0;
-  int64_t previous_end = 0;
-  for (int64_t i = first; i < last; ++i) {
-    const int64_t begin = supervision.spans[static_cast<size_t>(2 * i)];
-    const int64_t end = supervision.spans[static_cast<size_t>(2 * i + 1)];
-    if (begin < previous_end || end < begin || end > length) throw_damaged_spans(dataset, document);
-    previous_end = end;
-    const int64_t target =
-        std::max<int64_t>(begin, 1);  // nothing predicts a document's first token
-    if (end <= target) continue;
-    std::copy(tokens.data() + target, tokens.data() + end, labels + target - 1);
-    std::fill(loss_weights + target - 1, loss_weights + end - 1, 1.0f);
-    num_supervised += end - target;
+  /// Fills what is left with a document of padding.
+  PackedCounts finish() {
+    const int64_t capacity = static_cast<int64_t>(out_.tokens.size());
+    if (used_ < capacity) {
+      const int64_t rest = capacity - used_;
+      pad(used_, rest);
+      close_document(rest);
+    }
+    std::fill(out_.cu_seqlens.begin() + counts_.num_documents + 1, out_.cu_seqlens.end(),
+              static_cast<int32_t>(capacity));
+    return counts_;
   }
-  return num_supervised;
-}
+
+ private:
+  bool copy_tokens(const DocumentView& view, int64_t begin, int64_t length, Index* out) const {
+    switch (source_.dataset.token_type()) {
+      case TokenType::uint16:
+        return widen_tokens(reinterpret_cast<const uint16_t*>(view.data) + begin, length, last_id_,
+                            out);
+      case TokenType::int32:
+        return widen_tokens(reinterpret_cast<const int32_t*>(view.data) + begin, length, last_id_,
+                            out);
+      default:
+        throw InputError(concat(
+            source_.dataset.prefix().string(),
+            ".idx: expected tokens of dtype code 8 (uint16) or 4 (int32), found ",
+            static_cast<int>(source_.dataset.token_type())));
+    }
+  }
+
+  /// Writes labels and loss weights of the slots a piece's tokens take.
+  void supervise(int64_t document, int64_t begin, int64_t length, const DocumentView& view) {
+    const SpanTable& table = source_.supervision;
+    const int64_t num_spans = static_cast<int64_t>(table.spans.size() / 2);
+    const int64_t first = table.offsets[static_cast<size_t>(document)];
+    const int64_t last = table.offsets[static_cast<size_t>(document) + 1];
+    if (first < 0 || first > last || last > num_spans) throw_damaged_spans(document);
+    // Where the document goes on in the next pack, its next token is known: no label is lost.
+    const int64_t end = begin + length;
+    const int64_t target_end = source_.layout.splits ? std::min(end + 1, view.length) : end;
+    int64_t unlabelled = begin;  // first position of the document without a decision
+    int64_t previous_end = 0;
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t span_begin = table.spans[static_cast<size_t>(2 * i)];
+      const int64_t span_end = table.spans[static_cast<size_t>(2 * i + 1)];
+      if (span_begin < previous_end || span_end < span_begin || span_end > view.length) {
+        throw_damaged_spans(document);
+      }
+      previous_end = span_end;
+      const int64_t target = std::max(span_begin, begin + 1);  // nothing predicts the first token
+      const int64_t stop = std::min(span_end, target_end);
+      if (stop <= target) continue;
+      leave_out(unlabelled - begin, target - 1 - unlabelled);
+      label(document, begin, target, stop, view);
+      unlabelled = stop - 1;
+    }
+    leave_out(unlabelled - begin, end - unlabelled);
+  }
+
+  /// Labels the positions before the tokens [target, stop) of a piece that begins at `begin`.
+  void label(int64_t document, int64_t begin, int64_t target, int64_t stop,
+             const DocumentView& view) {
+    const int64_t slot = used_ + target - 1 - begin;
+    const int64_t count = stop - target;
+    if (!copy_tokens(view, target, count, out_.labels.data() + slot)) {
+      throw_foreign_token(document, view);
+    }
+    fill_equal(out_.loss_weights.data() + slot, count, 1.0f);
+    counts_.num_supervised += count;
+  }
+
+  void leave_out(int64_t position, int64_t count) {
+    fill_equal(out_.labels.data() + used_ + position, count, static_cast<Index>(no_label));
+    std::memset(out_.loss_weights.data() + used_ + position, 0,
+                static_cast<size_t>(count) * sizeof(float));
+  }
+
+  void pad(int64_t slot, int64_t count) {
+    if (count == 0) return;
+    fill_equal(out_.tokens.data() + slot, count, static_cast<Index>(source_.pad_id));
+    leave_out(slot - used_, count);
+  }
+
+  void close_document(int64_t slots) {
+    fill_ascending(out_.position_ids.data() + used_, slots, 0);
+    fill_equal(out_.document_ids.data() + used_, slots,
+               static_cast<int32_t>(counts_.num_documents));
+    used_ += slots;
+    out_.cu_seqlens[static_cast<size_t>(++counts_.num_documents)] = static_cast<int32_t>(used_);
+    counts_.max_seqlen = std::max(counts_.max_seqlen, slots);
+  }
+
+  [[noreturn]] void throw_foreign_token(int64_t document, const DocumentView& view) const {
+    const auto token_at = [&](int64_t i) -> int64_t {
+      return source_.dataset.token_type() == TokenType::uint16
+                 ? reinterpret_cast<const uint16_t*>(view.data)[i]
+                 : reinterpret_cast<const int32_t*>(view.data)[i];
+    };
+    int64_t i = 0;
+    while (i + 1 < view.length && token_at(i) >= 0 && token_at(i) <= int64_t{last_id_}) ++i;
+    throw InputError(concat(source_.dataset.prefix().string(), ".bin: is damaged: document ",
+                            document, " has the token id ", token_at(i), ", expected 0 to ",
+                            last_id_));
+  }
+
+  [[noreturn]] void throw_damaged_spans(int64_t document) const {
+    throw InputError(concat(source_.dataset.prefix().string(),
+                            ".spans: is damaged: the spans of document ", document,
+                            " are not in order inside the document"));
+  }
+
+  const GatherSource& source_;
+  const PackedBatchView<Index>& out_;
+  uint32_t last_id_;
+  int64_t used_ = 0;
+  PackedCounts counts_;
+};
 
 }  // namespace
 
-template <class Id>
-PackedCounts gather_pack(const IndexedDataset& dataset, const SpanTable& supervision,
-                         std::span<const Id> documents, int64_t vocab_size, int64_t pad_id,
-                         const PackedBatchView& out) {
-  const int64_t capacity = static_cast<int64_t>(out.tokens.size());
+template <class Id, class Index>
+PackedCounts gather_pack(const GatherSource& source, const PackView<Id>& pack,
+                         const PackedBatchView<Index>& out) {
+  assert(static_cast<int64_t>(out.tokens.size()) == source.layout.capacity);
   assert(out.labels.size() == out.tokens.size() && out.loss_weights.size() == out.tokens.size());
   assert(out.position_ids.size() == out.tokens.size());
   assert(out.document_ids.size() == out.tokens.size());
-  assert(out.cu_seqlens.size() >= documents.size() + 2);
-  assert(supervision.offsets.size() == static_cast<size_t>(dataset.num_documents()) + 1);
-  assert(vocab_size >= 1);
-  constexpr int64_t largest_id = std::numeric_limits<int32_t>::max();
-  const uint32_t last_id = static_cast<uint32_t>(std::min(vocab_size - 1, largest_id));
-
-  PackedCounts counts;
-  int64_t begin = 0;
-  const auto close_document = [&](int64_t length) {
-    std::iota(out.position_ids.data() + begin, out.position_ids.data() + begin + length,
-              int64_t{0});
-    std::fill_n(out.document_ids.data() + begin, length,
-                static_cast<int32_t>(counts.num_documents));
-    begin += length;
-    out.cu_seqlens[static_cast<size_t>(++counts.num_documents)] = static_cast<int32_t>(begin);
-    counts.max_seqlen = std::max(counts.max_seqlen, length);
+  assert(out.cu_seqlens.size() >= pack.documents.size() + 2);
+  assert(source.supervision.offsets.size() ==
+         static_cast<size_t>(source.dataset.num_documents()) + 1);
+  assert(source.vocab_size >= 1);
+  Assembly<Index> assembly(source, out);
+  DocumentView view{};
+  const auto length_of = [&](Id document) {
+    view = source.dataset.document(document);
+    return view.length;
   };
-
-  out.cu_seqlens[0] = 0;
-  std::fill(out.labels.begin(), out.labels.end(), no_label);
-  std::fill(out.loss_weights.begin(), out.loss_weights.end(), 0.0f);
-  for (const Id idx : documents) {
-    const DocumentView document = dataset.document(idx);
-    if (document.length > capacity - begin) {
-      throw InputError(concat(dataset.prefix().string(), ": the documents of this pack exceed its ",
-                              capacity, " tokens: the pack index was built for other documents"));
-    }
-    const std::span<int64_t> tokens =
-        out.tokens.subspan(static_cast<size_t>(begin), static_cast<size_t>(document.length));
-    if (!copy_tokens(dataset, document, last_id, tokens.data())) {
-      throw_foreign_token(dataset, idx, tokens, last_id);
-    }
-    counts.num_supervised += supervise(dataset, supervision, idx, tokens, out.labels.data() + begin,
-                                       out.loss_weights.data() + begin);
-    close_document(document.length);
+  try {
+    for_each_piece(source.layout, pack, length_of,
+                   [&](const PackPiece<Id>& piece) { assembly.add(piece, view); });
+  } catch (const UnfitPackError& error) {
+    throw InputError(concat(source.dataset.prefix().string(), ": ", error.what()));
   }
-  if (begin < capacity) {
-    std::fill(out.tokens.begin() + begin, out.tokens.end(), pad_id);
-    close_document(capacity - begin);
-  }
-  std::fill(out.cu_seqlens.begin() + counts.num_documents + 1, out.cu_seqlens.end(),
-            static_cast<int32_t>(capacity));
-  return counts;
+  return assembly.finish();
 }
 
-template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&, std::span<const int32_t>,
-                                  int64_t, int64_t, const PackedBatchView&);
-template PackedCounts gather_pack(const IndexedDataset&, const SpanTable&, std::span<const int64_t>,
-                                  int64_t, int64_t, const PackedBatchView&);
+template <class Id>
+void prefetch_entries(const GatherSource& source, std::span<const Id> documents) noexcept {
+  for (const Id document : documents) {
+    if (document < 0 || document >= source.dataset.num_documents()) continue;
+    source.dataset.prefetch_entry(document);
+    __builtin_prefetch(source.supervision.offsets.data() + document);
+  }
+}
+
+template <class Id>
+void prefetch_tokens(const GatherSource& source, std::span<const Id> documents) noexcept {
+  const int64_t bytes_per_token = token_bytes(source.dataset.token_type());
+  try {
+    for (const Id document : documents) {
+      const DocumentView view = source.dataset.document(document);
+      const std::byte* end = view.data + view.length * bytes_per_token;
+      for (const std::byte* line = view.data; line < end; line += cache_line_bytes) {
+        __builtin_prefetch(line);
+      }
+      const int64_t first_span = source.supervision.offsets[static_cast<size_t>(document)];
+      const int64_t num_spans = static_cast<int64_t>(source.supervision.spans.size() / 2);
+      if (first_span >= 0 && first_span < num_spans) {
+        __builtin_prefetch(source.supervision.spans.data() + 2 * first_span);
+      }
+    }
+  } catch (const InputError&) {
+  }
+}
+
+#define DSM_INSTANTIATE(Id, Index)                                              \
+  template PackedCounts gather_pack(const GatherSource&, const PackView<Id>&, \
+                                    const PackedBatchView<Index>&);
+DSM_INSTANTIATE(int32_t, int32_t)
+DSM_INSTANTIATE(int32_t, int64_t)
+DSM_INSTANTIATE(int64_t, int32_t)
+DSM_INSTANTIATE(int64_t, int64_t)
+#undef DSM_INSTANTIATE
+template void prefetch_entries(const GatherSource&, std::span<const int32_t>) noexcept;
+template void prefetch_entries(const GatherSource&, std::span<const int64_t>) noexcept;
+template void prefetch_tokens(const GatherSource&, std::span<const int32_t>) noexcept;
+template void prefetch_tokens(const GatherSource&, std::span<const int64_t>) noexcept;
 
 }  // namespace dsm

@@ -43,6 +43,12 @@ class IndexedDataset {
   /// Throws InputError where idx is out of range or the index contradicts itself there.
   DocumentView document(int64_t idx) const;
 
+  /// Asks the memory for what document(idx) will read of the index, and does not wait for it; idx exists.
+  void prefetch_entry(int64_t idx) const {
+    __builtin_prefetch(lengths_ + 4 * idx);
+    __builtin_prefetch(pointers_ + 8 * idx);
+  }
+
   /// The lengths as they lie in the file, int32 and not aligned.
   const std::byte* lengths() const { return lengths_; }
 

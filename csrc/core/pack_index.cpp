@@ -4,12 +4,18 @@
 #include <cassert>
 #include <limits>
 
+#include "core/document_shuffle.h"
 #include "core/error.h"
 #include "core/pack_strategies.h"
+#include "core/parallel.h"
 #include "core/random.h"
+#include "core/vector_loops.h"
 
 namespace dsm {
 namespace {
+
+/// Below it, starting threads costs more than they save.
+constexpr int64_t documents_worth_a_thread = 500'000;
 
 [[noreturn]] void throw_empty_document(std::span<const int32_t> lengths) {
   const auto is_empty = [](int32_t length) { return length <= 0; };
@@ -19,28 +25,98 @@ namespace {
                           lengths.size(), " documents are empty; drop them first"));
 }
 
-[[noreturn]] void throw_overlong_document(std::span<const int32_t> lengths, int64_t capacity) {
-  const auto is_overlong = [capacity](int32_t length) { return length > capacity; };
+[[noreturn]] void throw_overlong_document(const PackPlan& plan) {
+  const std::span<const int32_t> lengths = plan.lengths;
+  const auto is_overlong = [&](int32_t length) { return length > plan.capacity; };
   const auto first = std::find_if(lengths.begin(), lengths.end(), is_overlong);
   throw InputError(concat("cannot pack: document ", first - lengths.begin(), " has ", *first,
-                          " tokens, more than a pack of ", capacity, "; ",
+                          " tokens, more than a pack of ", plan.capacity, "; ",
                           std::count_if(first, lengths.end(), is_overlong), " of ", lengths.size(),
-                          " documents are too long: drop or shorten them, or raise the capacity"));
+                          " documents are too long: raise the capacity, or choose the overlong "
+                          "policy drop or truncate"));
 }
 
-void check_plan(const PackPlan& plan) {
+void check_ranges(const PackPlan& plan) {
   if (plan.capacity < 1 || plan.capacity > max_pack_capacity) {
     throw InputError(concat("cannot pack: the capacity must be 1 to ", max_pack_capacity,
                             " tokens, found ", plan.capacity));
   }
-  int32_t shortest = std::numeric_limits<int32_t>::max();
-  int32_t longest = 0;
-  for (const int32_t length : plan.lengths) {
-    shortest = std::min(shortest, length);
-    longest = std::max(longest, length);
+  if (plan.alignment < 1 || plan.capacity % plan.alignment != 0) {
+    throw InputError(concat("cannot pack: the capacity must be a multiple of the alignment, found ",
+                            plan.capacity, " and ", plan.alignment));
   }
-  if (shortest <= 0) throw_empty_document(plan.lengths);
-  if (longest > plan.capacity) throw_overlong_document(plan.lengths, plan.capacity);
+  if (plan.threads < 1 || plan.threads > 1024) {
+    throw InputError(concat("cannot pack: threads must be 1 to 1024, found ", plan.threads));
+  }
+  // The cost of a pack and the sum over 2^31 packs stay within 64 bits.
+  constexpr uint64_t largest_cost = uint64_t{1} << 31;
+  if (plan.strategy == PackStrategy::balanced &&
+      (plan.cost.token + plan.cost.square == 0 || plan.cost.token > largest_cost ||
+       plan.cost.square > largest_cost >> 24)) {
+    throw InputError(concat("cannot pack: the cost of a token must be 0 to 2^31 and of a squared "
+                            "length 0 to 128, not both 0, found ",
+                            plan.cost.token, " and ", plan.cost.square));
+  }
+}
+
+LengthRange summarize(std::span<const int32_t> lengths, int threads) {
+  const int64_t n = static_cast<int64_t>(lengths.size());
+  if (n == 0) return {1, 0, 0};
+  std::vector<LengthRange> parts(static_cast<size_t>(threads));
+  for_each_part(threads, threads, [&](int64_t part) {
+    const int64_t first = part_begin(n, threads, part);
+    const int64_t count = part_begin(n, threads, part + 1) - first;
+    parts[static_cast<size_t>(part)] = range_of_lengths(lengths.data() + first, count);
+  });
+  LengthRange whole = parts.front();
+  for (size_t i = 1; i < parts.size(); ++i) {
+    whole.shortest = std::min(whole.shortest, parts[i].shortest);
+    whole.longest = std::max(whole.longest, parts[i].longest);
+    whole.total += parts[i].total;
+  }
+  return whole;
+}
+
+/// Slots of each document under the plan's alignment and policy, 0 where it is dropped.
+Buffer<int32_t> apply_policies(const PackPlan& plan, PackLedger& ledger) {
+  const bool splits = plan.strategy == PackStrategy::concat_split;
+  Buffer<int32_t> slots(static_cast<int64_t>(plan.lengths.size()), plan.arena);
+  for (int64_t i = 0; i < slots.size(); ++i) {
+    const int64_t length = plan.lengths[static_cast<size_t>(i)];
+    int64_t taken = slots_of(length, plan.alignment);
+    if (splits && taken > std::numeric_limits<int32_t>::max()) {
+      throw InputError(concat("cannot pack: document ", i, " has ", length, " tokens, too many to ",
+                              "align to ", plan.alignment));
+    }
+    if (!splits && taken > plan.capacity) {
+      if (plan.overlong == OverlongPolicy::error) throw_overlong_document(plan);
+      const bool drops = plan.overlong == OverlongPolicy::drop;
+      taken = drops ? 0 : plan.capacity;
+      ledger.dropped_documents += drops;
+      ledger.dropped_tokens += drops ? length : 0;
+      ledger.truncated_documents += !drops;
+      ledger.truncated_tokens += drops ? 0 : length - plan.capacity;
+    }
+    slots[i] = static_cast<int32_t>(taken);
+  }
+  return slots;
+}
+
+template <class Id>
+Packs<Id> run_strategy(PackStrategy strategy, const PackInput& input) {
+  switch (strategy) {
+    case PackStrategy::random:
+      return pack_random<Id>(input);
+    case PackStrategy::best_fit:
+      return pack_best_fit<Id>(input);
+    case PackStrategy::concat_split:
+      return pack_concat_split<Id>(input);
+    case PackStrategy::first_fit_shuffle:
+      return pack_first_fit<Id>(input);
+    case PackStrategy::balanced:
+      return pack_balanced<Id>(input);
+  }
+  throw InputError("cannot pack: unknown strategy");
 }
 
 }  // namespace
@@ -48,15 +124,39 @@ void check_plan(const PackPlan& plan) {
 template <class Id>
 Packs<Id> build_packs(const PackPlan& plan) {
   assert(plan.lengths.size() <= static_cast<size_t>(std::numeric_limits<Id>::max()));
-  check_plan(plan);
-  const uint64_t key = derive_key({plan.seed, plan.epoch, static_cast<uint64_t>(plan.strategy)});
-  switch (plan.strategy) {
-    case PackStrategy::random:
-      return pack_random<Id>(plan, key);
-    case PackStrategy::best_fit:
-      return pack_best_fit<Id>(plan, key);
+  check_ranges(plan);
+  const int64_t n = static_cast<int64_t>(plan.lengths.size());
+  const int threads = static_cast<int>(
+      std::clamp<int64_t>(n / documents_worth_a_thread, 1, plan.threads));
+  if (n > StreamEntry::max_documents) {
+    throw InputError(concat("cannot pack: more than ", StreamEntry::max_documents, " documents"));
   }
-  throw InputError("cannot pack: unknown strategy");
+  const LengthRange summary = summarize(plan.lengths, threads);
+  if (summary.shortest <= 0) throw_empty_document(plan.lengths);
+
+  PackLedger ledger{.documents = n, .tokens = summary.total};
+  PackInput input{.slots = plan.lengths,
+                  .num_kept = n,
+                  .total_slots = summary.total,
+                  .longest = summary.longest,
+                  .capacity = plan.capacity,
+                  .cost = plan.cost,
+                  .key = derive_key({plan.seed, plan.epoch}),
+                  .threads = threads,
+                  .arena = plan.arena};
+  Buffer<int32_t> slots;
+  const bool splits = plan.strategy == PackStrategy::concat_split;
+  if (plan.alignment > 1 || (summary.longest > plan.capacity && !splits)) {
+    slots = apply_policies(plan, ledger);
+    const LengthRange applied = summarize(slots.span(), threads);
+    input.slots = slots.span();
+    input.num_kept = n - ledger.dropped_documents;
+    input.total_slots = applied.total;
+    input.longest = applied.longest;
+  }
+  Packs<Id> packs = run_strategy<Id>(plan.strategy, input);
+  packs.ledger = ledger;
+  return packs;
 }
 
 template Packs<int32_t> build_packs(const PackPlan&);

@@ -1,58 +1,101 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
-#include <span>
 #include <utility>
-#include <vector>
 
 #include "core/random.h"
+#include "core/vector_loops.h"
 
 namespace dsm {
 
+/// The swaps of a Fisher-Yates shuffle, some at a time: swap i of a batch exchanges the items
+/// left - 1 - i and other(i). The draws are Lemire's multiply and reject on 32-bit halves of the
+/// words of RandomStream(key); a rejected one is drawn again from a stream of its own.
+class ShuffleSwaps {
+ public:
+  ShuffleSwaps(int64_t n, uint64_t key) : left_(n), key_(key), far_(derive_key({key, 1})) {}
+
+  /// Draws the next batch; false where the shuffle is done.
+  bool draw() {
+    left_ -= count_;
+    if (left_ <= 1) return false;
+    if (left_ > largest_bound || left_ == 2) {
+      count_ = 1;
+      other_[0] = far_.below(static_cast<uint64_t>(left_));
+      return true;
+    }
+    count_ = std::min(draws_at_a_time, (left_ - 1) / 2 * 2);
+    fill_random_words(key_, next_word_, words_, count_ / 2);
+    next_word_ += static_cast<uint64_t>(count_ / 2);
+    if (fill_descending_draws(words_, static_cast<uint64_t>(left_), other_, count_)) {
+      draw_rejected_again();
+    }
+    return true;
+  }
+
+  int64_t left() const { return left_; }
+  int64_t count() const { return count_; }
+  uint32_t other(int64_t i) const { return other_[i]; }
+
+ private:
+  static constexpr int64_t draws_at_a_time = 1024;
+  static constexpr int64_t largest_bound = int64_t{1} << 31;
+
+  void draw_rejected_again() {
+    for (int64_t i = 0; i < count_; ++i) {
+      const uint64_t bound = static_cast<uint64_t>(left_ - i);
+      const uint64_t half = i % 2 == 0 ? words_[i / 2] & 0xFFFFFFFFu : words_[i / 2] >> 32;
+      if (static_cast<uint32_t>(half * bound) < (uint64_t{1} << 32) % bound) {
+        RandomStream again(derive_key({key_, 2, bound}));
+        other_[i] = static_cast<uint32_t>(again.below(bound));
+      }
+    }
+  }
+
+  int64_t left_;
+  int64_t count_ = 0;
+  uint64_t key_;
+  RandomStream far_;
+  uint64_t next_word_ = 0;
+  uint64_t words_[draws_at_a_time / 2];
+  uint32_t other_[draws_at_a_time];
+};
+
 /// Fisher-Yates in place.
 template <class Item>
-void shuffle(std::span<Item> items, RandomStream random) {
-  for (uint64_t i = items.size(); i > 1; --i) {
-    std::swap(items[i - 1], items[random.below(i)]);
+void shuffle(Item* items, int64_t n, uint64_t key) {
+  ShuffleSwaps swaps(n, key);
+  while (swaps.draw()) {
+    Item* last = items + swaps.left() - 1;
+    for (int64_t i = 0; i < swaps.count(); ++i) std::swap(last[-i], items[swaps.other(i)]);
   }
 }
 
-/// Writes make_item(0) .. make_item(n - 1) to `out` in uniformly random order.
-///
-/// Rao-Sandelius: each item goes to a random bucket small enough for the cache, each bucket is
-/// shuffled by itself. Item i's bucket is a function of (key, i) and a bucket's stream one of
-/// (key, bucket), so the result does not depend on how the work is divided.
-template <class Item, class MakeItem>
-void shuffle_into(std::span<Item> out, uint64_t key, MakeItem make_item) {
-  constexpr int64_t bucket_items = 16384;
-  constexpr int max_bucket_bits = 16;  // four bucket numbers come from one 64-bit word
-  const int64_t n = static_cast<int64_t>(out.size());
-  int bits = 0;
-  while (bits < max_bucket_bits && (n >> bits) > bucket_items) ++bits;
-  const uint64_t mask = (uint64_t{1} << bits) - 1;
-  const uint64_t bucket_key = derive_key({key, 0});
-  const auto word_of = [&](int64_t i) {
-    return mix64(bucket_key + static_cast<uint64_t>(i >> 2) * golden_gamma);
-  };
-
-  std::vector<int64_t> cursor(mask + 2, 0);
-  for (int64_t i = 0; i < n; i += 4) {
-    uint64_t word = word_of(i);
-    for (int64_t j = i; j < n && j < i + 4; ++j, word >>= 16) ++cursor[(word & mask) + 1];
-  }
-  for (uint64_t b = 0; b <= mask; ++b) cursor[b + 1] += cursor[b];
-  const std::vector<int64_t> start = cursor;
-  for (int64_t i = 0; i < n; i += 4) {
-    uint64_t word = word_of(i);
-    for (int64_t j = i; j < n && j < i + 4; ++j, word >>= 16) {
-      out[static_cast<size_t>(cursor[word & mask]++)] = make_item(j);
+/// Shuffles `items`, and meanwhile calls step(ready[i]) for all i in order. The two have nothing to
+/// do with each other: a step waits for the one before, the swaps for memory, and a processor does
+/// both in the time of the slower. `step` is copied in and out, to be kept in registers.
+template <class Item, class Step>
+void shuffle_while(Item* items, int64_t n, uint64_t key, const Item* ready, int64_t num_ready,
+                   Step& step) {
+  ShuffleSwaps swaps(n, key);
+  int64_t done = 0;
+  while (swaps.draw()) {
+    Item* last = items + swaps.left() - 1;
+    const int64_t count = swaps.count();
+    const int64_t both = std::min(count, num_ready - done);
+    Step local = step;
+    for (int64_t i = 0; i < both; ++i) {
+      std::swap(last[-i], items[swaps.other(i)]);
+      local(ready[done + i]);
     }
+    step = local;
+    for (int64_t i = both; i < count; ++i) std::swap(last[-i], items[swaps.other(i)]);
+    done += both;
   }
-  for (uint64_t b = 0; b <= mask; ++b) {
-    shuffle(
-        out.subspan(static_cast<size_t>(start[b]), static_cast<size_t>(start[b + 1] - start[b])),
-        RandomStream(derive_key({key, 1, b})));
-  }
+  Step local = step;
+  for (; done < num_ready; ++done) local(ready[done]);
+  step = local;
 }
 
 }  // namespace dsm

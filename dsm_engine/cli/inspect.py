@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
     from rich.text import Text
 
     from dsm_engine.cli.terminal import console
-    from dsm_engine.data.pack_index import PackIndex
+    from dsm_engine.data.pack_file import load_pack_index
     from dsm_engine.data.tokenized_dataset import TokenizedDataset
     from dsm_engine.data.tokenizers import dataset_tokenizer
     from dsm_engine.errors import DsmError
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.pack is not None:
         if arguments.packs is None:
             raise DsmError("--pack N needs --packs FILE, the pack index that dsm pack wrote")
-        packs = PackIndex.load(arguments.packs)
+        packs = load_pack_index(arguments.packs)
         if not packs.matches(dataset.lengths):
             raise DsmError(f"{arguments.packs}: was built for another dataset")
         documents = [int(document) for document in packs.pack(arguments.pack)]

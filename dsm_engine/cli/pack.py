@@ -7,28 +7,53 @@ dsm pack data/train --capacity 4096 --strategy best_fit --output data/train.pack
 import argparse
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dsm_engine.data.pack_index import PackStatistics
+    from rich.console import Console
+
+    from dsm_engine.data.pack_index import PackLedger, PackStatistics
 
 _BAR_WIDTH = 40
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
-    from dsm_engine.data.pack_index import PackStrategy
+    from dsm_engine.data.pack_index import OVERLONG_POLICIES, STRATEGIES, PackCost
 
-    strategies = get_args(PackStrategy)
     parser.add_argument("prefix", metavar="PREFIX", type=Path, help="tokenized dataset")
     parser.add_argument("--capacity", type=int, default=4096, help="tokens a pack (%(default)s)")
     parser.add_argument(
         "--strategy",
-        choices=strategies,
+        choices=STRATEGIES,
         default="random",
-        help="random: the paper's random concatenation; best_fit: fewest packs (%(default)s)",
+        help="random: the paper's random concatenation; concat_split: the same stream, documents "
+        "cut; best_fit: fewest packs; first_fit_shuffle: between them; balanced: packs of equal "
+        "cost (%(default)s)",
     )
     parser.add_argument("--seed", type=int, default=1234, help="(%(default)s)")
+    parser.add_argument(
+        "--alignment",
+        type=int,
+        default=1,
+        help="slots of a document are a multiple of it, such as 2 * CP (%(default)s)",
+    )
+    parser.add_argument(
+        "--overlong",
+        choices=OVERLONG_POLICIES,
+        default="error",
+        help="what becomes of documents longer than a pack (%(default)s)",
+    )
+    parser.add_argument(
+        "--cost",
+        type=int,
+        nargs=2,
+        metavar=("TOKEN", "SQUARE"),
+        default=[PackCost().token, PackCost().square],
+        help="of balanced: a pack costs TOKEN * slots + SQUARE * the sum of its documents' squared "
+        "slots (the 7B model's FLOPs: %(default)s)",
+    )
+    parser.add_argument("--threads", type=int, default=1, help="(%(default)s)")
     parser.add_argument(
         "--output", type=Path, help="pack index file (PREFIX.STRATEGY-CAPACITY.packs)"
     )
@@ -37,7 +62,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Builds with every strategy, prints them beside each other, writes the one asked for."""
     from dsm_engine.cli.terminal import console
-    from dsm_engine.data.pack_index import PackStrategy, build_pack_index, refuse_other_files
+    from dsm_engine.data.pack_file import refuse_other_files, save_pack_index
+    from dsm_engine.data.pack_index import STRATEGIES, PackCost, build_pack_index
     from dsm_engine.data.tokenized_dataset import TokenizedDataset
     from dsm_engine.errors import DsmError
 
@@ -52,11 +78,18 @@ def run(arguments: argparse.Namespace) -> None:
 
     built = {}
     lines: list[str] = []
-    for strategy in get_args(PackStrategy):
+    for strategy in STRATEGIES:
         started = time.perf_counter()
         try:
             packs = build_pack_index(
-                dataset.lengths, capacity=arguments.capacity, strategy=strategy, seed=arguments.seed
+                dataset.lengths,
+                capacity=arguments.capacity,
+                strategy=strategy,
+                seed=arguments.seed,
+                alignment=arguments.alignment,
+                overlong=arguments.overlong,
+                cost=PackCost(token=arguments.cost[0], square=arguments.cost[1]),
+                threads=arguments.threads,
             )
         except DsmError as error:
             raise DsmError(f"{arguments.prefix}: {error}") from error
@@ -73,20 +106,35 @@ def run(arguments: argparse.Namespace) -> None:
     )
     for line in lines:
         show.print(line)
-    show.print(f"packs by fill, {arguments.strategy}:")
     chosen = built[arguments.strategy]
+    _print_ledger(show, chosen.ledger)
+    show.print(f"packs by fill, {arguments.strategy}:")
     histogram = chosen.statistics(dataset.lengths).fill_histogram
     for i, count in enumerate(histogram):
-        bar = "#" * round(_BAR_WIDTH * count / max(histogram))
+        bar = "#" * round(_BAR_WIDTH * count / max(1, *histogram))
         show.print(f"  {i * 10:3d}-{i * 10 + 10:3d}% {count:8,d} {bar}")
-    chosen.save(output)
+    if chosen.num_packs == 0:
+        raise DsmError(
+            f"{arguments.prefix}: no document is short enough for a pack; nothing written"
+        )
+    save_pack_index(chosen, output)
     show.print(f"wrote {output}", markup=False)
 
 
 def _line(strategy: str, statistics: "PackStatistics", milliseconds: float) -> str:
     return (
-        f"{strategy:>9}: {statistics.num_packs:,} packs, fill after {statistics.fill:.2%}, "
-        f"{statistics.padding_tokens:,} padding tokens, documents a pack "
-        f"{statistics.documents_per_pack_mean:.1f} (at most "
-        f"{statistics.documents_per_pack_max}), {milliseconds:.1f} ms"
+        f"{strategy:>17}: {statistics.num_packs:,} packs, fill after {statistics.fill:.2%}, "
+        f"padding {statistics.tail_padding:,} at the ends + {statistics.alignment_padding:,} for "
+        f"alignment, documents a pack {statistics.documents_per_pack_mean:.1f} (at most "
+        f"{statistics.documents_per_pack_max}), squared slots {statistics.sum_squares:.3g} (a pack "
+        f"at most {statistics.max_squares:.3g}), {milliseconds:.1f} ms"
     )
+
+
+def _print_ledger(show: "Console", ledger: "PackLedger") -> None:
+    if ledger.dropped_documents or ledger.truncated_documents:
+        show.print(
+            f"too long for a pack: {ledger.dropped_documents:,} documents dropped with "
+            f"{ledger.dropped_tokens:,} tokens, {ledger.truncated_documents:,} cut with "
+            f"{ledger.truncated_tokens:,} tokens lost"
+        )

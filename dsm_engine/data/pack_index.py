@@ -1,13 +1,11 @@
-"""Which documents stand in which pack, and in which order the packs are trained on.
+"""Which documents stand in which pack.
 
-A pack index is a pure function of (lengths, capacity, strategy, seed, epoch): milliseconds in C++,
-the same bytes on every machine. docs/formats.md has the byte table of the file.
+A pack index is a pure function of (lengths, capacity, strategy, seed, epoch, alignment, overlong
+policy, cost): milliseconds in C++, the same bytes on every machine and number of threads.
 """
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -15,53 +13,124 @@ import xxhash
 from numpy.typing import ArrayLike, NDArray
 
 from dsm_engine import _core
-from dsm_engine.data.mapped_file import map_file
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file
+from dsm_engine.recipes import nearest
 
-PackStrategy = Literal["random", "best_fit"]
+PackStrategy = Literal["random", "best_fit", "concat_split", "first_fit_shuffle", "balanced"]
+OverlongPolicy = Literal["error", "drop", "truncate"]
 
-_MAGIC = b"DSMPACKS"
-_VERSION = 1
-_STRATEGIES: dict[PackStrategy, int] = {"random": 0, "best_fit": 1}
-_ALIGNMENT = 64
-_MAX_CAPACITY = 1 << 24
-# magic, version, strategy, packs, documents, capacity, seed, epoch, bytes a document id, zero,
-# xxh3 of the lengths, xxh3 of the bytes after the header; then xxh3 of all these
-_HEADER = struct.Struct("<8sIIQQQQQIIQQ")
-_HEADER_BYTES = 128
+# The numbers of csrc/core/pack_index.h.
+STRATEGIES: tuple[PackStrategy, ...] = get_args(PackStrategy)
+OVERLONG_POLICIES: tuple[OverlongPolicy, ...] = get_args(OverlongPolicy)
+
+PackArena = _core.Arena
+"""Keeps the memory of earlier packings for later ones: pass the same one to `build_pack_index`
+again once the PackIndex before is gone. Worth it from tens of millions of documents on, where the
+first touch of fresh memory takes longer than packing."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackCost:
+    """What a pack costs to train on: token * slots + square * (sum of its documents' slots^2)."""
+
+    token: int = 52_826
+    square: int = 1
+    """The defaults are the floating-point operations of DeepSeekMath 7B in the ratio of its linear
+    layers and head (38.95 GF a token, forward and backward) to causal attention
+    (3.02 GF a token at 4,096 tokens, so 3.02 / 4,096 GF for each squared token)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackLedger:
+    """What became of the documents: in = packed + dropped, in documents and in tokens."""
+
+    documents: int
+    """In the dataset."""
+    tokens: int
+    dropped_documents: int
+    """Longer than the capacity, under the policy `drop`."""
+    dropped_tokens: int
+    truncated_documents: int
+    """Longer than the capacity, under the policy `truncate`; packed without their ends."""
+    truncated_tokens: int
+    """Tokens cut off them."""
+
+    @property
+    def packed_tokens(self) -> int:
+        """Tokens that stand in packs."""
+        return self.tokens - self.dropped_tokens - self.truncated_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackStatistics:
-    """How well the packs are filled."""
+    """How well the packs are filled, and how even they are."""
 
     num_packs: int
-    num_documents: int
+    num_pieces: int
+    """Documents in packs; each part of a document that concat_split cut counts."""
     fill: float
     """Tokens of documents as a share of all token slots."""
     documents_per_pack_mean: float
     documents_per_pack_max: int
     fill_histogram: tuple[int, ...]
     """Packs by fill, in ten bins: [0, 0.1), [0.1, 0.2), ... [0.9, 1]."""
-    padding_tokens: int
+    alignment_padding: int
+    """Slots behind documents up to the alignment."""
+    tail_padding: int
+    """Slots behind the last document of a pack."""
+    sum_squares: int
+    """Over all pieces, slots squared: what block-diagonal attention costs."""
+    max_squares: int
+    """Of the pack with the most."""
+
+    @property
+    def padding_tokens(self) -> int:
+        return self.alignment_padding + self.tail_padding
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class PackTotals:
+    """What each pack holds."""
+
+    tokens: NDArray[np.int64]
+    """[num_packs], of documents"""
+    slots: NDArray[np.int64]
+    """[num_packs], tokens and the padding of alignment"""
+    squares: NDArray[np.int64]
+    """[num_packs], the sum of squared slots of its documents"""
+
+    def costs(self, cost: PackCost) -> NDArray[np.int64]:
+        """What each pack costs to train on, [num_packs]."""
+        return cost.token * self.slots + cost.square * self.squares
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
 class PackIndex:
-    """Packs as CSR: pack p holds documents[offsets[p] : offsets[p + 1]], whole documents only."""
+    """Packs as CSR: pack p holds documents[offsets[p] : offsets[p + 1]].
+
+    A document that concat_split cut stands in several packs: the first document of pack p begins at
+    its token begins[p], and the last ends where the pack is full.
+    """
 
     capacity: int
     """Tokens of a pack."""
     strategy: PackStrategy
     seed: int
     epoch: int
+    alignment: int
+    """A document takes the next multiple of it in slots."""
+    overlong: OverlongPolicy
+    cost: PackCost
+    """Of `balanced`."""
+    ledger: PackLedger
     lengths_xxh3: int
     """Fingerprint of the document lengths the index was built from."""
     offsets: NDArray[np.int64]
     """[num_packs + 1]"""
     documents: NDArray[Any]
-    """[num_documents], int32 or int64"""
+    """[num_pieces], int32 or int64"""
+    begins: NDArray[np.int32] | None
+    """[num_packs] of concat_split, else None."""
 
     @property
     def num_packs(self) -> int:
@@ -69,7 +138,8 @@ class PackIndex:
 
     @property
     def num_documents(self) -> int:
-        return len(self.documents)
+        """Of the dataset, dropped ones included."""
+        return self.ledger.documents
 
     def pack(self, pack_idx: int) -> NDArray[Any]:
         """The documents of one pack, a view. Raises DsmError where there is no such pack."""
@@ -86,142 +156,135 @@ class PackIndex:
         return len(lengths) == self.num_documents and lengths_xxh3(lengths) == self.lengths_xxh3
 
     def content_xxh3(self) -> int:
-        """Fingerprint of which documents stand in which pack, in which order."""
+        """Fingerprint of which part of which document stands where."""
         digest = xxhash.xxh3_64()
+        digest.update(np.array([self.capacity, self.alignment], dtype="<i8").data)
         digest.update(np.ascontiguousarray(self.offsets, dtype="<i8").data)
         digest.update(np.ascontiguousarray(self.documents, dtype="<i8").data)
+        if self.begins is not None:
+            digest.update(np.ascontiguousarray(self.begins, dtype="<i4").data)
         return digest.intdigest()
 
     def statistics(self, lengths: NDArray[np.int32]) -> PackStatistics:
-        """Fill and documents a pack, `lengths` being those the index was built from."""
-        if self.num_packs == 0:
-            return PackStatistics(
-                num_packs=0,
-                num_documents=0,
-                fill=0.0,
-                documents_per_pack_mean=0.0,
-                documents_per_pack_max=0,
-                fill_histogram=(0,) * 10,
-                padding_tokens=0,
-            )
-        tokens = np.add.reduceat(lengths[self.documents].astype(np.int64), self.offsets[:-1])
-        bins = np.minimum(tokens * 10 // self.capacity, 9)
-        slots = self.num_packs * self.capacity
-        total = int(tokens.sum())
+        """Fill and documents a pack, `lengths` being those the index was built from.
+
+        Raises DsmError where they are others and the packs do not hold.
+        """
+        num_packs, num_pieces, max_pieces, tokens, alignment, tail, histogram, squares, most = (
+            _core.pack_statistics(lengths, *self.arrays(), **self.layout())
+        )
         return PackStatistics(
-            num_packs=self.num_packs,
-            num_documents=self.num_documents,
-            fill=total / slots,
-            documents_per_pack_mean=self.num_documents / self.num_packs,
-            documents_per_pack_max=self.max_documents(),
-            fill_histogram=tuple(np.bincount(bins, minlength=10).tolist()),
-            padding_tokens=slots - total,
+            num_packs=num_packs,
+            num_pieces=num_pieces,
+            fill=tokens / (num_packs * self.capacity) if num_packs else 0.0,
+            documents_per_pack_mean=num_pieces / num_packs if num_packs else 0.0,
+            documents_per_pack_max=max_pieces,
+            fill_histogram=tuple(histogram),
+            alignment_padding=alignment,
+            tail_padding=tail,
+            sum_squares=squares,
+            max_squares=most,
         )
 
-    def save(self, path: Path) -> None:
-        """Publishes the index at `path`, atomically. Raises DsmError where it cannot."""
-        parts = (self.offsets.data, bytes(_padding(self.offsets.nbytes)), self.documents.data)
-        payload = xxhash.xxh3_64()
-        for part in parts:
-            payload.update(part)
-        header = _HEADER.pack(
-            _MAGIC,
-            _VERSION,
-            _STRATEGIES[self.strategy],
-            self.num_packs,
-            self.num_documents,
-            self.capacity,
-            self.seed,
-            self.epoch,
-            self.documents.itemsize,
-            0,
-            self.lengths_xxh3,
-            payload.intdigest(),
-        )
-        header += struct.pack("<Q", xxhash.xxh3_64_intdigest(header))
-        with atomic_file(path) as file:
-            file.write(header.ljust(_HEADER_BYTES, b"\0"))
-            for part in parts:
-                file.write(part)
+    def totals(self, lengths: NDArray[np.int32]) -> PackTotals:
+        """What each pack holds. Raises DsmError as `statistics` does."""
+        tokens, slots, squares = _core.pack_totals(lengths, *self.arrays(), **self.layout())
+        return PackTotals(tokens=tokens, slots=slots, squares=squares)
 
-    @classmethod
-    def load(cls, path: Path) -> "PackIndex":
-        """Maps the index at `path`. Raises DsmError where it is missing, cut short or damaged."""
-        content = map_file(path)
-        header = _parse_header(path, content)
-        offsets_end = _HEADER_BYTES + 8 * (header.num_packs + 1)
-        documents_begin = offsets_end + _padding(offsets_end)
-        index = cls(
-            capacity=header.capacity,
-            strategy=header.strategy,
-            seed=header.seed,
-            epoch=header.epoch,
-            lengths_xxh3=header.lengths_xxh3,
-            offsets=np.frombuffer(content, "<i8", header.num_packs + 1, _HEADER_BYTES),
-            documents=np.frombuffer(
-                content, f"<i{header.id_bytes}", header.num_documents, documents_begin
-            ),
-        )
-        _check_offsets(path, index)
-        return index
+    def arrays(self) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int32]]:
+        """Offsets, documents and begins as the core takes them."""
+        begins = np.empty(0, np.int32) if self.begins is None else self.begins
+        return self.offsets, self.documents, begins
 
-
-def refuse_other_files(path: Path) -> None:
-    """Raises DsmError where something other than a pack index stands at `path`."""
-    try:
-        with path.open("rb") as file:
-            is_index = file.read(len(_MAGIC)) == _MAGIC
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DsmError(f"{path}: cannot be written: {reason}") from error
-    if not is_index:
-        raise DsmError(f"{path}: is there and is no pack index; choose another name")
-
-
-class PackOrder:
-    """The order of the packs, stateless: position p is in epoch p // num_packs.
-
-    Every epoch is a permutation of its own; any rank of any layout asks for any position in O(1).
-    """
-
-    def __init__(self, num_packs: int, seed: int) -> None:
-        self.num_packs = num_packs
-        self.seed = _check_word("seed", seed)
-        self._core = _core.PackOrder(num_packs, seed)
-
-    def pack_at(self, position: int) -> int:
-        """The pack at `position` >= 0. Raises DsmError below 0."""
-        return self._core.pack_at(position)
+    def layout(self) -> dict[str, Any]:
+        """What the core must know to tell which tokens of a document stand in a pack."""
+        return {
+            "capacity": self.capacity,
+            "alignment": self.alignment,
+            "truncates": self.overlong == "truncate",
+        }
 
 
 def build_pack_index(
-    lengths: ArrayLike, *, capacity: int, strategy: PackStrategy, seed: int, epoch: int = 0
+    lengths: ArrayLike,
+    *,
+    capacity: int,
+    strategy: PackStrategy,
+    seed: int,
+    epoch: int = 0,
+    alignment: int = 1,
+    overlong: OverlongPolicy = "error",
+    cost: PackCost | None = None,
+    threads: int = 1,
+    arena: PackArena | None = None,
 ) -> PackIndex:
-    """Packs documents of these lengths into packs of `capacity` tokens, never splitting one.
+    """Packs documents of these lengths, in tokens, into packs of `capacity` tokens.
 
-    `random` lays a seeded permutation end to end and closes a pack when the next document does not
-    fit, as the paper does; `best_fit` is exact best-fit-decreasing, packs in seeded random order.
-    Raises DsmError where a document is empty or longer than the capacity, or a value out of range.
+    Strategies:
+    - `random` lays a seeded permutation end to end and closes a pack when the next document does
+      not fit, as the paper does;
+    - `concat_split` cuts the same stream exactly at the capacity, documents with it;
+    - `first_fit_shuffle` puts each document of a seeded permutation into the first pack with room;
+    - `best_fit` is exact best-fit-decreasing: all but the fewest packs possible;
+    - `balanced` puts each document, longest first, into the pack of least `cost` that has room, so
+      that packs cost about the same (see `deal_packs` for data-parallel ranks).
+    The last two take documents of equal length, and order their packs, at random by the seed.
+
+    A document takes the next multiple of `alignment` in slots (2 * CP and the like). Documents
+    longer than the capacity follow `overlong` and are counted in the ledger; concat_split cuts them
+    as it cuts all others. `threads` and `arena` change the time, never the result.
+
+    Raises DsmError where a document is empty, or longer than the capacity under `error`, or a value
+    is out of range.
     """
-    if strategy not in get_args(PackStrategy):
-        raise DsmError(f"unknown packing strategy {strategy!r} (known: best_fit, random)")
+    if strategy not in STRATEGIES:
+        raise DsmError(f"unknown packing strategy {strategy!r} {nearest(strategy, STRATEGIES)}")
+    if overlong not in OVERLONG_POLICIES:
+        raise DsmError(
+            f"unknown overlong policy {overlong!r} {nearest(overlong, OVERLONG_POLICIES)}"
+        )
+    cost = PackCost() if cost is None else cost
     array = _as_lengths(lengths)
-    _check_word("seed", seed)
-    _check_word("epoch", epoch)
-    offsets, documents = _core.build_packs(array, capacity, strategy, seed, epoch)
-    offsets.flags.writeable = False
-    documents.flags.writeable = False
+    for name, value in (("capacity", capacity), ("alignment", alignment), ("threads", threads)):
+        if not -(1 << 31) <= value < 1 << 31:
+            raise DsmError(f"{name} is out of range: {value}")
+    offsets, documents, begins, ledger = _core.build_packs(
+        array,
+        capacity=capacity,
+        strategy=STRATEGIES.index(strategy),
+        seed=check_word("seed", seed),
+        epoch=check_word("epoch", epoch),
+        alignment=alignment,
+        overlong=OVERLONG_POLICIES.index(overlong),
+        cost_token=check_word("cost.token", cost.token),
+        cost_square=check_word("cost.square", cost.square),
+        threads=threads,
+        arena=arena,
+    )
     return PackIndex(
         capacity=capacity,
         strategy=strategy,
         seed=seed,
         epoch=epoch,
+        alignment=alignment,
+        overlong=overlong,
+        cost=cost,
+        ledger=ledger_of(ledger),
         lengths_xxh3=lengths_xxh3(array),
         offsets=offsets,
         documents=documents,
+        begins=begins if strategy == "concat_split" else None,
     )
+
+
+def deal_packs(costs: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
+    """An order of a step's packs, [packs], of which data-parallel rank r takes [r::ranks].
+
+    Every rank gets as many packs; the packs of one micro-batch, and the sums of the ranks, cost
+    about the same. `costs` are those of the step's packs. Raises DsmError unless the packs can be
+    dealt evenly.
+    """
+    return _core.deal_packs(costs, ranks)
 
 
 def lengths_xxh3(lengths: NDArray[np.int32]) -> int:
@@ -229,65 +292,24 @@ def lengths_xxh3(lengths: NDArray[np.int32]) -> int:
     return xxhash.xxh3_64_intdigest(np.ascontiguousarray(lengths, dtype="<i4").data)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Header:
-    strategy: PackStrategy
-    num_packs: int
-    num_documents: int
-    capacity: int
-    seed: int
-    epoch: int
-    id_bytes: int
-    lengths_xxh3: int
-
-
-def _parse_header(path: Path, content: Any) -> _Header:
-    """The header, once magic, version, both checksums and the size equation hold."""
-    if len(content) < _HEADER_BYTES or content[: len(_MAGIC)] != _MAGIC:
-        raise DsmError(f"{path}: is no pack index: expected {_MAGIC.decode()} and a header")
-    fields = content[: _HEADER.size]
-    _, version, strategy, packs, documents, capacity, seed, epoch, id_bytes, _, lengths, payload = (
-        _HEADER.unpack(fields)
-    )
-    if version != _VERSION:
-        raise DsmError(f"{path}: expected pack index version {_VERSION}, found {version}")
-    checksum = struct.pack("<Q", xxhash.xxh3_64_intdigest(fields))
-    if content[_HEADER.size : _HEADER_BYTES] != checksum.ljust(_HEADER_BYTES - _HEADER.size, b"\0"):
-        raise DsmError(f"{path}: its header is damaged: build the pack index again")
-    names: dict[int, PackStrategy] = {code: name for name, code in _STRATEGIES.items()}
-    if strategy not in names or id_bytes not in (4, 8) or not 1 <= capacity <= _MAX_CAPACITY:
-        raise DsmError(
-            f"{path}: expected a known strategy, document ids of 4 or 8 bytes and a capacity of at"
-            f" most {_MAX_CAPACITY}, found {strategy}, {id_bytes} and {capacity}"
-        )
-    offsets_end = _HEADER_BYTES + 8 * (packs + 1)
-    expected = offsets_end + _padding(offsets_end) + id_bytes * documents
-    if len(content) != expected:
-        raise DsmError(f"{path}: expected {expected} bytes, found {len(content)}")
-    with memoryview(content) as view:
-        found = xxhash.xxh3_64_intdigest(view[_HEADER_BYTES:])
-    if found != payload:
-        raise DsmError(f"{path}: is damaged, its checksum differs: build the pack index again")
-    return _Header(
-        strategy=names[strategy],
-        num_packs=packs,
-        num_documents=documents,
-        capacity=capacity,
-        seed=seed,
-        epoch=epoch,
-        id_bytes=id_bytes,
-        lengths_xxh3=lengths,
+def ledger_of(counts: tuple[int, ...]) -> PackLedger:
+    """The ledger as the core counts it."""
+    documents, tokens, dropped, dropped_tokens, truncated, truncated_tokens = counts
+    return PackLedger(
+        documents=documents,
+        tokens=tokens,
+        dropped_documents=dropped,
+        dropped_tokens=dropped_tokens,
+        truncated_documents=truncated,
+        truncated_tokens=truncated_tokens,
     )
 
 
-def _check_offsets(path: Path, index: PackIndex) -> None:
-    offsets = index.offsets
-    rising = offsets[0] == 0 and bool((np.diff(offsets) > 0).all())
-    if not rising or offsets[-1] != index.num_documents:
-        raise DsmError(
-            f"{path}: expected pack offsets that rise from 0 to {index.num_documents},"
-            f" found {offsets[0]} to {offsets[-1]}"
-        )
+def check_word(name: str, value: int) -> int:
+    """The value, where it fits an unsigned 64-bit word; else raises DsmError."""
+    if not 0 <= value < 1 << 64:
+        raise DsmError(f"{name} must be 0 to 2^64 - 1, found {value}")
+    return value
 
 
 def _as_lengths(lengths: ArrayLike | Sequence[int]) -> NDArray[np.int32]:
@@ -296,20 +318,11 @@ def _as_lengths(lengths: ArrayLike | Sequence[int]) -> NDArray[np.int32]:
         raise DsmError(
             f"document lengths are one row of integers, found {array.dtype} {array.shape}"
         )
-    if array.size and not 0 <= array.min() <= array.max() <= np.iinfo(np.int32).max:
+    if array.dtype == np.int32 or not array.size:  # the core looks at each of these
+        return np.require(array, dtype=np.int32, requirements=["C", "A"])
+    if not 0 <= array.min() <= array.max() <= np.iinfo(np.int32).max:
         raise DsmError(
             "document lengths are 0 to 2^31 - 1 tokens,"
             f" found some from {array.min()} to {array.max()}"
         )
     return np.require(array, dtype=np.int32, requirements=["C", "A"])
-
-
-def _check_word(name: str, value: int) -> int:
-    if not 0 <= value < 1 << 64:
-        raise DsmError(f"{name} must be 0 to 2^64 - 1, found {value}")
-    return value
-
-
-def _padding(num_bytes: int) -> int:
-    """Zero bytes up to the next multiple of the alignment; the header is one such multiple."""
-    return -num_bytes % _ALIGNMENT

@@ -1,9 +1,11 @@
 """Packs as fixed-shape batches, gathered from the mapped tokens in one call of the C++ core."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from dsm_engine import _core
 from dsm_engine.data.pack_index import PackIndex
@@ -12,31 +14,48 @@ from dsm_engine.errors import DsmError
 
 NO_LABEL = -100
 
+NewArray = Callable[[tuple[int], np.dtype[Any]], NDArray[Any]]
+"""Makes an array of a shape and dtype: np.empty, or a view of pinned memory."""
 
-@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+
+@dataclass(kw_only=True, eq=False, slots=True)
 class PackedBatch:
-    """One pack; T is the capacity. What follows the last document is a document of its own."""
+    """Buffers for one pack and, once read, the pack; T is the capacity.
 
-    tokens: NDArray[np.int64]
-    """[T]"""
-    labels: NDArray[np.int64]
-    """[T], the next token of the same document where it is supervised, else -100."""
+    What follows the last document is a document of its own, without supervision.
+    """
+
+    tokens: NDArray[Any]
+    """[T], int64 or int32"""
+    labels: NDArray[Any]
+    """[T], the next token of the same document where it is supervised, else -100; as `tokens`."""
     loss_weights: NDArray[np.float32]
     """[T], 1 where there is a label, else 0."""
-    position_ids: NDArray[np.int64]
-    """[T], from 0 in each document."""
+    position_ids: NDArray[Any]
+    """[T], from 0 in each document; as `tokens`."""
     document_ids: NDArray[np.int32]
     """[T], index of the document within the pack."""
     cu_seqlens: NDArray[np.int32]
     """[max_documents + 2], where documents end, padded by repeating T: one shape for all packs."""
-    max_seqlen: int
-    """Tokens of the longest document, the tail padding included."""
-    num_documents: int
+    max_seqlen: int = 0
+    """Slots of the longest document, the tail padding included."""
+    num_documents: int = 0
     """With the tail padding."""
-    num_supervised: int
+    num_supervised: int = 0
     """Positions with a label."""
-    document_idx: NDArray[np.int64]
+    document_idx: NDArray[Any] = field(default_factory=lambda: np.empty(0, np.int32))
     """[k], the documents' numbers in the dataset; the tail padding has none."""
+    core: _core.PackBuffers = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.core = _core.PackBuffers(
+            self.tokens,
+            self.labels,
+            self.loss_weights,
+            self.position_ids,
+            self.document_ids,
+            self.cu_seqlens,
+        )
 
 
 class PackReader:
@@ -55,62 +74,58 @@ class PackReader:
             dataset.indexed.core,
             dataset.span_table.offsets,
             dataset.span_table.spans,
-            packs.offsets,
-            packs.documents,
-            dataset.vocab_size,
-            pad_id,
+            *packs.arrays(),
+            **packs.layout(),
+            vocab_size=dataset.vocab_size,
+            pad_id=pad_id,
+        )
+
+    def allocate(
+        self, *, index_dtype: DTypeLike = np.int64, new_array: NewArray = np.empty
+    ) -> PackedBatch:
+        """Buffers for a pack; tokens, labels and positions are `index_dtype`, int64 or int32."""
+        shape, index = (self.packs.capacity,), np.dtype(index_dtype)
+        return PackedBatch(
+            tokens=new_array(shape, index),
+            labels=new_array(shape, index),
+            loss_weights=new_array(shape, np.dtype(np.float32)),
+            position_ids=new_array(shape, index),
+            document_ids=new_array(shape, np.dtype(np.int32)),
+            cu_seqlens=new_array((self.max_documents + 2,), np.dtype(np.int32)),
         )
 
     def read(self, pack_idx: int, *, out: PackedBatch | None = None) -> PackedBatch:
-        """Gathers one pack, into the arrays of `out` where it is given (a batch read before).
+        """Gathers one pack, into `out` where it is given, and returns the batch.
 
-        Raises DsmError where there is no such pack or the data is damaged there.
+        Raises DsmError where there is no such pack or the data is damaged there; the buffers then
+        hold nothing of use.
         """
-        capacity = self.packs.capacity
-        arrays = (
-            _new_arrays(capacity, self.max_documents)
-            if out is None
-            else (
-                out.tokens,
-                out.labels,
-                out.loss_weights,
-                out.position_ids,
-                out.document_ids,
-                out.cu_seqlens,
-            )
-        )
-        assert len(arrays[0]) == capacity, "`out` is a batch of another capacity"
-        max_seqlen, num_documents, num_supervised = self._core.gather(pack_idx, *arrays)
-        tokens, labels, loss_weights, position_ids, document_ids, cu_seqlens = arrays
-        return PackedBatch(
-            tokens=tokens,
-            labels=labels,
-            loss_weights=loss_weights,
-            position_ids=position_ids,
-            document_ids=document_ids,
-            cu_seqlens=cu_seqlens,
-            max_seqlen=max_seqlen,
-            num_documents=num_documents,
-            num_supervised=num_supervised,
-            document_idx=self.packs.pack(pack_idx).astype(np.int64),
-        )
+        batch = self.allocate() if out is None else out
+        counts = self._core.gather(pack_idx, batch.core)
+        batch.max_seqlen, batch.num_documents, batch.num_supervised = counts
+        offsets = self.packs.offsets
+        batch.document_idx = self.packs.documents[offsets[pack_idx] : offsets[pack_idx + 1]]
+        return batch
 
+    def read_batch(
+        self,
+        pack_indices: Sequence[int] | NDArray[np.int64],
+        *,
+        out: Sequence[PackedBatch] | None = None,
+        threads: int = 1,
+    ) -> list[PackedBatch]:
+        """Gathers several packs in one call on `threads` threads, without the GIL.
 
-def _new_arrays(
-    capacity: int, max_documents: int
-) -> tuple[
-    NDArray[np.int64],
-    NDArray[np.int64],
-    NDArray[np.float32],
-    NDArray[np.int64],
-    NDArray[np.int32],
-    NDArray[np.int32],
-]:
-    return (
-        np.empty(capacity, np.int64),
-        np.empty(capacity, np.int64),
-        np.empty(capacity, np.float32),
-        np.empty(capacity, np.int64),
-        np.empty(capacity, np.int32),
-        np.empty(max_documents + 2, np.int32),
-    )
+        Raises DsmError as `read` does, after all threads have stopped.
+        """
+        indices = np.asarray(pack_indices, np.int64)
+        batches = [self.allocate() for _ in indices] if out is None else list(out)
+        counts = self._core.gather_batch(indices, [batch.core for batch in batches], threads)
+        for pack_idx, batch, found in zip(indices.tolist(), batches, counts.tolist(), strict=True):
+            batch.max_seqlen, batch.num_documents, batch.num_supervised = found
+            batch.document_idx = self.packs.pack(pack_idx)
+        return batches
+
+    def prefetch(self, pack_idx: int) -> None:
+        """Asks the memory for a pack that is read soon, and does not wait for it."""
+        self._core.prefetch(pack_idx)

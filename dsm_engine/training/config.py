@@ -1,10 +1,11 @@
 """The recipe of a training run."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from dsm_engine.data.pack_index import OverlongPolicy, PackStrategy
 from dsm_engine.model.config import ModelConfig, Precision
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.recipes import Section
@@ -22,8 +23,13 @@ class TrainDataConfig(Section):
     an exported model carries it. Default: the path in the training set's manifest."""
     packs: Path | None = None
     """Pack index `dsm pack` wrote for `train`; default: built at start-up (milliseconds)."""
-    strategy: Literal["random", "best_fit"] = "random"
+    strategy: PackStrategy = "random"
     """How packs are built where `packs` is not given; `random` is the paper's."""
+    overlong: OverlongPolicy = "error"
+    """What becomes of documents longer than a pack; `drop` and `truncate` count them in data.json.
+    Also where `packs` is not given."""
+    alignment: int = Field(default=1, gt=0)
+    """Documents take the next multiple of it in slots; also where `packs` is not given."""
     seq_length: int = Field(default=4096, gt=0)
     """Tokens a pack holds."""
 

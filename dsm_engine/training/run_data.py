@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from dsm_engine.data.pack_file import load_pack_index
 from dsm_engine.data.pack_index import PackIndex, build_pack_index
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.data.tokenizers import Tokenizer, dataset_tokenizer
@@ -77,10 +78,18 @@ def _refuse_small_model(
 def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
     data = recipe.data
     if data.packs is None:
-        return build_pack_index(
-            dataset.lengths, capacity=data.seq_length, strategy=data.strategy, seed=recipe.seed
-        )
-    packs = PackIndex.load(data.packs)
+        try:
+            return build_pack_index(
+                dataset.lengths,
+                capacity=data.seq_length,
+                strategy=data.strategy,
+                seed=recipe.seed,
+                alignment=data.alignment,
+                overlong=data.overlong,
+            )
+        except DsmError as error:
+            raise DsmError(f"{data.train}: {error}") from error
+    packs = load_pack_index(data.packs)
     if packs.capacity != data.seq_length:
         raise DsmError(
             f"{data.packs}: packs hold {packs.capacity} tokens, data.seq_length is "

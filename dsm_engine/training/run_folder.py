@@ -4,6 +4,7 @@ import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,9 @@ def _describe_data(
             "strategy": packs.strategy,
             "seed": packs.seed,
             "capacity": packs.capacity,
+            "alignment": packs.alignment,
+            "overlong": packs.overlong,
+            "ledger": asdict(packs.ledger),
             "num_packs": packs.num_packs,
             "fill": statistics.fill,
         },

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dsm_engine.data.pack_index import PackIndex, PackOrder
+from dsm_engine.data.pack_index import PackIndex, deal_packs
+from dsm_engine.data.pack_order import PackOrder
 from dsm_engine.data.packed_batch import PackedBatch, PackReader
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.model.attention import PackedSequences, packed_sequences
@@ -45,9 +46,9 @@ class PackStream:
         self._packs = packs
         self._order = PackOrder(packs.num_packs, seed)
         self._context = context
-        lengths = dataset.lengths.astype(np.int64)
-        ends = np.concatenate([[0], np.cumsum(lengths[packs.documents])])
-        self._tokens_in_pack = np.diff(ends[packs.offsets])
+        totals = packs.totals(dataset.lengths)
+        self._tokens_in_pack = totals.tokens
+        self._costs = totals.costs(packs.cost) if packs.strategy == "balanced" else None
 
     @property
     def num_packs(self) -> int:
@@ -68,9 +69,19 @@ class PackStream:
         return int(self._tokens_in_pack[pack_indices].sum())
 
     def micro_batches(self, pack_indices: list[int]) -> Iterator[MicroBatch]:
-        """This data-parallel rank's share of the packs, one a micro-batch."""
-        for pack_idx in pack_indices[self._context.dp_rank :: self._context.dp_size]:
+        """This data-parallel rank's share of the packs, one a micro-batch.
+
+        Ranks take turns; packs of the strategy `balanced` are dealt so that ranks cost the same.
+        """
+        for pack_idx in self._share(pack_indices):
             yield to_device(self._reader.read(pack_idx), self._context.device)
+
+    def _share(self, pack_indices: list[int]) -> list[int]:
+        rank, ranks = self._context.dp_rank, self._context.dp_size
+        if self._costs is not None and len(pack_indices) % ranks == 0:
+            dealt = deal_packs(self._costs[pack_indices], ranks)
+            return [pack_indices[i] for i in dealt[rank::ranks].tolist()]
+        return pack_indices[rank::ranks]
 
 
 def to_device(batch: PackedBatch, device: torch.device) -> MicroBatch:

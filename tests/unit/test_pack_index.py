@@ -1,17 +1,33 @@
-"""Packing, the file it is kept in, and the order of the packs."""
+"""Packing: every strategy against a slow one, alignment, policies, and what the packs cost."""
 
-import struct
+import gc
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 import xxhash
 
-from dsm_engine.data.pack_index import PackIndex, PackOrder, build_pack_index, lengths_xxh3
+from dsm_engine.data.pack_index import (
+    STRATEGIES,
+    PackArena,
+    PackCost,
+    PackIndex,
+    build_pack_index,
+    deal_packs,
+    lengths_xxh3,
+)
 from dsm_engine.errors import DsmError
 
-STRATEGIES = ["random", "best_fit"]
+WHOLE = [strategy for strategy in STRATEGIES if strategy != "concat_split"]
+
+
+DIGESTS = {
+    "random": "d0fd604797c13156",
+    "best_fit": "80aba0ac3a737e97",
+    "concat_split": "dcef1fff9122b635",
+    "first_fit_shuffle": "84723905773e3414",
+    "balanced": "bf298eea5436e0ce",
+}
 
 
 def _lengths(n: int, seed: int = 0) -> np.ndarray:
@@ -40,8 +56,8 @@ def test_the_same_bytes_on_every_machine(strategy) -> None:
     # Lengths without a random generator, so that only the packing is pinned.
     lengths = (np.arange(50_000, dtype=np.int64) * 7919 % 4001 + 1).astype(np.int32)
     packs = build_pack_index(lengths, capacity=4096, strategy=strategy, seed=42, epoch=3)
-    digest = xxhash.xxh3_64_hexdigest(packs.offsets.tobytes() + packs.documents.tobytes())
-    assert digest == {"random": "ac396dbe4a33432b", "best_fit": "9a0da75aa9721fa4"}[strategy]
+    arrays = b"".join(array.tobytes() for array in packs.arrays())
+    assert xxhash.xxh3_64_hexdigest(arrays) == DIGESTS[strategy]
 
 
 def test_best_fit_fills_packs_as_exact_best_fit_decreasing_does() -> None:
@@ -108,12 +124,16 @@ def test_boundary_sizes(strategy, lengths, num_packs) -> None:
     assert sorted(packs.documents.tolist()) == list(range(len(lengths)))
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_overlong_and_empty_documents_are_rejected(strategy) -> None:
+@pytest.mark.parametrize("strategy", WHOLE)
+def test_overlong_documents_are_rejected(strategy) -> None:
     with pytest.raises(
         DsmError, match="document 1 has 11 tokens, more than a pack of 10; 2 of 4 documents"
     ):
         build_pack_index([10, 11, 3, 12], capacity=10, strategy=strategy, seed=0)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_empty_documents_are_rejected(strategy) -> None:
     with pytest.raises(
         DsmError, match="document 2 has 0 tokens, and so 1 of 3 documents are empty"
     ):
@@ -125,7 +145,15 @@ def test_overlong_and_empty_documents_are_rejected(strategy) -> None:
     [
         ({"capacity": 0}, "must be 1 to 16777216 tokens, found 0"),
         ({"capacity": (1 << 24) + 1}, "found 16777217"),
-        ({"strategy": "worst_fit"}, r"'worst_fit' \(known: best_fit, random\)"),
+        ({"strategy": "worst_fit"}, r"'worst_fit' \(did you mean 'best_fit'"),
+        ({"overlong": "dorp"}, r"'dorp' \(did you mean 'drop'"),
+        ({"alignment": 3}, "multiple of the alignment, found 10 and 3"),
+        ({"alignment": 0}, "multiple of the alignment, found 10 and 0"),
+        ({"alignment": 20}, "multiple of the alignment, found 10 and 20"),
+        ({"threads": 0}, "threads must be 1 to 1024, found 0"),
+        ({"capacity": 1 << 40}, "capacity is out of range"),
+        ({"strategy": "balanced", "cost": PackCost(token=0, square=0)}, "not both 0"),
+        ({"strategy": "balanced", "cost": PackCost(token=1 << 32)}, r"found 4294967296 and 1"),
         ({"seed": -1}, r"seed must be 0 to 2\^64 - 1, found -1"),
         ({"epoch": 1 << 64}, r"epoch must be 0 to 2\^64 - 1"),
         ({"lengths": [1.5]}, "one row of integers, found float64"),
@@ -147,84 +175,241 @@ def test_largest_capacity_and_longest_document() -> None:
 
 
 def test_statistics_of_packs_written_by_hand() -> None:
-    packs = build_pack_index([10, 5, 4, 1], capacity=10, strategy="best_fit", seed=0)
-    statistics = packs.statistics(np.array([10, 5, 4, 1], np.int32))
+    lengths = np.array([10, 5, 4, 1], np.int32)
+    packs = build_pack_index(lengths, capacity=10, strategy="best_fit", seed=0)
+    statistics = packs.statistics(lengths)
     assert (statistics.num_packs, statistics.fill, statistics.padding_tokens) == (2, 1.0, 0)
     assert statistics.documents_per_pack_mean == 2.0
     assert statistics.documents_per_pack_max == 3
     assert statistics.fill_histogram == (0,) * 9 + (2,)
-    packs = build_pack_index([1, 10, 5], capacity=10, strategy="best_fit", seed=0)
-    statistics = packs.statistics(np.array([1, 10, 5], np.int32))
-    assert statistics.padding_tokens == 4
+    assert (statistics.sum_squares, statistics.max_squares) == (142, 100)
+    lengths = np.array([1, 10, 5], np.int32)
+    packs = build_pack_index(lengths, capacity=10, strategy="best_fit", seed=0)
+    statistics = packs.statistics(lengths)
+    assert (statistics.tail_padding, statistics.alignment_padding) == (4, 0)
     assert statistics.fill_histogram == (0, 0, 0, 0, 0, 0, 1, 0, 0, 1)
     empty = build_pack_index([], capacity=10, strategy="random", seed=0)
     assert empty.statistics(np.array([], np.int32)).fill == 0.0
 
 
+def test_statistics_count_padding_by_cause() -> None:
+    lengths = np.array([7, 3, 15], np.int32)
+    packs = build_pack_index(
+        lengths, capacity=12, strategy="best_fit", seed=0, alignment=4, overlong="truncate"
+    )
+    statistics = packs.statistics(lengths)
+    # [15 cut to 12], [7 in 8 slots, 3 in 4 slots]
+    assert (statistics.num_packs, statistics.num_pieces) == (2, 3)
+    assert (statistics.alignment_padding, statistics.tail_padding) == (2, 0)
+    assert statistics.fill == 22 / 24
+    assert statistics.sum_squares == 144 + 64 + 16
+    assert (packs.ledger.truncated_documents, packs.ledger.truncated_tokens) == (1, 3)
+    assert packs.ledger.packed_tokens == 22
+
+
+def test_statistics_of_other_lengths_are_refused() -> None:
+    packs = build_pack_index([5, 5], capacity=10, strategy="random", seed=0)
+    with pytest.raises(DsmError, match="built for other documents"):
+        packs.statistics(np.array([5, 6], np.int32))
+    with pytest.raises(DsmError, match="names document 1 of 1"):
+        packs.statistics(np.array([5], np.int32))
+
+
+def test_totals_and_costs_of_a_pack() -> None:
+    lengths = np.array([3, 5], np.int32)
+    packs = build_pack_index(lengths, capacity=12, strategy="random", seed=0, alignment=4)
+    totals = packs.totals(lengths)
+    assert (totals.tokens.tolist(), totals.slots.tolist()) == ([8], [12])
+    assert totals.squares.tolist() == [16 + 64]
+    assert totals.costs(PackCost(token=10, square=2)).tolist() == [120 + 160]
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("n", [0, 1, 500])
-def test_a_saved_index_is_loaded_whole(tmp_path: Path, strategy, n: int) -> None:
-    lengths = _lengths(n)
-    packs = build_pack_index(lengths, capacity=4096, strategy=strategy, seed=(1 << 64) - 1, epoch=9)
-    packs.save(tmp_path / "packs")
-    loaded = PackIndex.load(tmp_path / "packs")
-    assert np.array_equal(loaded.offsets, packs.offsets)
-    assert np.array_equal(loaded.documents, packs.documents)
-    assert loaded.documents.dtype == np.int32
-    for name in ("capacity", "strategy", "seed", "epoch", "lengths_xxh3", "num_packs"):
-        assert getattr(loaded, name) == getattr(packs, name)
-    assert loaded.matches(lengths)
-    assert loaded.offsets.ctypes.data % 64 == 0
-    assert n == 0 or loaded.documents.ctypes.data % 64 == 0
+def test_threads_and_arena_change_nothing(strategy) -> None:
+    lengths = np.tile(_lengths(16_000), 100)  # enough for three threads to be started
+    arena = PackArena()
+    alone = build_pack_index(lengths, capacity=4096, strategy=strategy, seed=3)
+    for threads in (2, 3):
+        packs = build_pack_index(
+            lengths, capacity=4096, strategy=strategy, seed=3, threads=threads, arena=arena
+        )
+        for ours, theirs in zip(packs.arrays(), alone.arrays(), strict=True):
+            assert np.array_equal(ours, theirs)
+        del packs, ours
 
 
-def test_every_truncation_and_flip_of_the_file_is_rejected(tmp_path: Path) -> None:
-    packs = build_pack_index(_lengths(20), capacity=4096, strategy="random", seed=0)
-    path = tmp_path / "packs"
-    packs.save(path)
-    whole = path.read_bytes()
-    flips = [
-        whole[:i] + bytes([whole[i] ^ 1 << bit]) + whole[i + 1 :]
-        for i in range(len(whole))
-        for bit in range(8)
+def test_an_arena_gets_its_memory_back_and_lends_it_again() -> None:
+    lengths = np.tile(_lengths(16_000), 100)
+    arena = PackArena()
+
+    def build() -> PackIndex:
+        return build_pack_index(lengths, capacity=4096, strategy="random", seed=0, arena=arena)
+
+    packs = build()
+    view = packs.documents[5:7]
+    expected = view.tolist()
+    del packs
+    gc.collect()
+    without_the_view = arena.idle_bytes
+    again = build()
+    assert view.tolist() == expected  # its block was not lent again
+    del view, again
+    gc.collect()
+    idle = arena.idle_bytes
+    assert idle >= without_the_view + lengths.nbytes
+    for _ in range(3):
+        build()
+    assert arena.idle_bytes == idle  # nothing new was taken
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_strategies_of_the_stream_share_its_order(epoch: int) -> None:
+    lengths = _lengths(3000)
+    random, split, first_fit = (
+        build_pack_index(lengths, capacity=4096, strategy=strategy, seed=7, epoch=epoch)
+        for strategy in ("random", "concat_split", "first_fit_shuffle")
+    )
+    stream = random.documents.tolist()
+    assert list(dict.fromkeys(split.documents.tolist())) == stream
+    place = {document: i for i, document in enumerate(stream)}
+    for i in range(first_fit.num_packs):
+        places = [place[document] for document in first_fit.pack(i).tolist()]
+        assert places == sorted(places)
+
+
+@pytest.mark.parametrize("alignment", [1, 8])
+@pytest.mark.parametrize("longest", [40, 3000])
+def test_concat_split_cuts_the_stream_at_the_capacity(alignment: int, longest: int) -> None:
+    capacity = 64
+    lengths = np.random.default_rng(0).integers(1, longest + 1, 500).astype(np.int32)
+    stream = build_pack_index(
+        lengths, capacity=1 << 23, strategy="random", seed=4, alignment=alignment
+    )
+    slots = [
+        (document, t if t < lengths[document] else None)
+        for document in stream.documents.tolist()
+        for t in range(-(-int(lengths[document]) // alignment) * alignment)
     ]
-    for content in [*(whole[:length] for length in range(len(whole))), *flips, whole + b"\0"]:
-        path.write_bytes(content)
-        with pytest.raises(DsmError, match="packs: "):
-            PackIndex.load(path)
+    packs = build_pack_index(
+        lengths, capacity=capacity, strategy="concat_split", seed=4, alignment=alignment
+    )
+    assert packs.begins is not None
+    assert packs.num_packs == -(-len(slots) // capacity)
+    for i in range(packs.num_packs):
+        expected = slots[i * capacity : (i + 1) * capacity]
+        documents = list(dict.fromkeys(document for document, _ in expected))
+        assert packs.pack(i).tolist() == documents
+        assert packs.begins[i] == expected[0][1]
+    statistics = packs.statistics(lengths)
+    assert statistics.fill * packs.num_packs * capacity == pytest.approx(lengths.sum())
+    assert statistics.alignment_padding == len(slots) - lengths.sum()
 
 
-def test_a_forged_header_is_rejected(tmp_path: Path) -> None:
-    path = tmp_path / "packs"
-    build_pack_index([3, 4], capacity=10, strategy="random", seed=0).save(path)
-    whole = path.read_bytes()
-    forgeries = [(8, "<I", 2, "version 1, found 2"), (12, "<I", 7, "found 7, 4 and 10")]
-    forgeries += [(16, "<Q", 1 << 61, "expected 184467"), (24, "<Q", 3, "expected 204 bytes")]
-    forgeries += [(32, "<Q", 1 << 40, "capacity of at"), (56, "<I", 2, "found 0, 2 and 10")]
-    for offset, kind, value, message in forgeries:
-        content = bytearray(whole)
-        struct.pack_into(kind, content, offset, value)
-        struct.pack_into("<Q", content, 80, xxhash.xxh3_64_intdigest(bytes(content[:80])))
-        path.write_bytes(content)
-        with pytest.raises(DsmError, match=message):
-            PackIndex.load(path)
+def test_first_fit_takes_the_first_pack_with_room() -> None:
+    lengths = _lengths(2000)
+    stream = build_pack_index(lengths, capacity=1 << 24, strategy="random", seed=5).documents
+    rooms: list[int] = []
+    expected: list[list[int]] = []
+    for document in stream.tolist():
+        length = int(lengths[document])
+        pack = next((i for i, room in enumerate(rooms) if room >= length), len(rooms))
+        if pack == len(rooms):
+            rooms.append(4096)
+            expected.append([])
+        rooms[pack] -= length
+        expected[pack].append(document)
+    packs = build_pack_index(lengths, capacity=4096, strategy="first_fit_shuffle", seed=5)
+    assert [packs.pack(i).tolist() for i in range(packs.num_packs)] == expected
 
 
-def test_offsets_that_do_not_rise_are_rejected(tmp_path: Path) -> None:
-    packs = build_pack_index([3, 4, 5], capacity=5, strategy="random", seed=0)
-    for offsets in ([0, 2, 1, 3], [0, 1, 2, 4], [1, 2, 3, 3], [0, 1, 1, 3]):
-        object.__setattr__(packs, "offsets", np.array(offsets, np.int64))
-        packs.save(tmp_path / "packs")
-        with pytest.raises(DsmError, match="pack offsets that rise from 0 to 3"):
-            PackIndex.load(tmp_path / "packs")
+def test_balanced_packs_cost_nearly_the_same_and_few_are_more() -> None:
+    lengths = _lengths(20_000)
+    cost = PackCost(token=100, square=1)
+    spread, fill = {}, {}
+    for strategy in ("best_fit", "random", "balanced"):
+        packs = build_pack_index(lengths, capacity=4096, strategy=strategy, seed=0, cost=cost)
+        costs = packs.totals(lengths).costs(cost)
+        spread[strategy] = costs.std() / costs.mean()
+        fill[strategy] = packs.statistics(lengths).fill
+    assert spread["balanced"] < 0.5 * spread["best_fit"]
+    assert spread["balanced"] < 0.75 * spread["random"]
+    assert fill["balanced"] > 0.98 > fill["random"]
 
 
-def test_a_missing_or_empty_file_is_rejected(tmp_path: Path) -> None:
-    with pytest.raises(DsmError, match="packs: cannot be read: No such file"):
-        PackIndex.load(tmp_path / "packs")
-    (tmp_path / "packs").write_bytes(b"")
-    with pytest.raises(DsmError, match="packs: is no pack index"):
-        PackIndex.load(tmp_path / "packs")
+def test_balanced_puts_a_document_into_the_pack_of_least_cost_that_has_room() -> None:
+    # Three packs at least: 7, 6 and 4 open them, 3 joins the 4 (7 is the least cost after), 2 the 6.
+    cost = PackCost(token=1, square=0)
+    packs = build_pack_index([7, 6, 4, 3, 2], capacity=10, strategy="balanced", seed=0, cost=cost)
+    found = sorted(sorted(packs.pack(i).tolist()) for i in range(packs.num_packs))
+    assert found == [[0], [1, 4], [2, 3]]
+    # 6 and 5 fill two packs so far that the second 5 and the 4 go where there is room, not least.
+    packs = build_pack_index([6, 5, 5, 4], capacity=10, strategy="balanced", seed=0, cost=cost)
+    found = sorted(sorted(packs.pack(i).tolist()) for i in range(packs.num_packs))
+    assert found == [[0, 3], [1, 2]]
+
+
+@pytest.mark.parametrize("strategy", WHOLE)
+def test_documents_take_multiples_of_the_alignment(strategy) -> None:
+    lengths = _lengths(800)
+    aligned = -(-lengths // 16) * 16
+    packs = build_pack_index(lengths, capacity=4096, strategy=strategy, seed=2, alignment=16)
+    same = build_pack_index(aligned, capacity=4096, strategy=strategy, seed=2)
+    assert np.array_equal(packs.documents, same.documents)
+    assert np.array_equal(packs.offsets, same.offsets)
+    assert packs.statistics(lengths).alignment_padding == aligned.sum() - lengths.sum()
+
+
+@pytest.mark.parametrize("strategy", WHOLE)
+def test_overlong_documents_are_dropped_and_counted(strategy) -> None:
+    lengths = np.array([3, 20, 10, 11, 4], np.int32)
+    packs = build_pack_index(lengths, capacity=10, strategy=strategy, seed=0, overlong="drop")
+    assert sorted(packs.documents.tolist()) == [0, 2, 4]
+    assert (packs.ledger.documents, packs.ledger.tokens) == (5, 48)
+    assert (packs.ledger.dropped_documents, packs.ledger.dropped_tokens) == (2, 31)
+    assert packs.ledger.packed_tokens == packs.totals(lengths).tokens.sum() == 17
+    assert packs.num_documents == 5 and packs.matches(lengths)
+    none = build_pack_index([11], capacity=10, strategy=strategy, seed=0, overlong="drop")
+    assert none.num_packs == 0 and none.documents.tolist() == []
+
+
+@pytest.mark.parametrize("strategy", WHOLE)
+def test_overlong_documents_are_truncated_and_counted(strategy) -> None:
+    lengths = np.array([3, 20, 10, 11, 4], np.int32)
+    packs = build_pack_index(lengths, capacity=10, strategy=strategy, seed=0, overlong="truncate")
+    assert sorted(packs.documents.tolist()) == [0, 1, 2, 3, 4]
+    assert (packs.ledger.truncated_documents, packs.ledger.truncated_tokens) == (2, 11)
+    assert packs.ledger.packed_tokens == packs.totals(lengths).tokens.sum() == 37
+    alone = [packs.pack(i).tolist() for i in range(packs.num_packs)]
+    assert [1] in alone and [3] in alone
+
+
+def test_concat_split_needs_no_policy() -> None:
+    lengths = np.array([25], np.int32)
+    packs = build_pack_index(lengths, capacity=10, strategy="concat_split", seed=0)
+    assert packs.documents.tolist() == [0, 0, 0]
+    assert packs.begins is not None and packs.begins.tolist() == [0, 10, 20]
+    assert packs.ledger.packed_tokens == 25
+
+
+def test_dealt_packs_cost_every_rank_about_the_same() -> None:
+    random = np.random.default_rng(0)
+    for ranks, rows in [(1, 5), (2, 1), (4, 8), (8, 32)]:
+        costs = random.lognormal(10, 1, ranks * rows).astype(np.int64)
+        dealt = deal_packs(costs, ranks)
+        assert sorted(dealt.tolist()) == list(range(len(costs)))
+        sums = [costs[dealt[rank::ranks]].sum() for rank in range(ranks)]
+        plain = [costs[rank::ranks].sum() for rank in range(ranks)]
+        assert max(sums) - min(sums) <= max(plain) - min(plain)
+        assert max(sums) - min(sums) <= costs.max()
+        table = costs[dealt].reshape(rows, ranks)  # a row is one micro-batch of all ranks
+        assert all(table[i].min() >= table[i + 1].max() for i in range(rows - 1))
+
+
+def test_packs_that_cannot_be_dealt_evenly_are_refused() -> None:
+    with pytest.raises(DsmError, match="3 packs cannot be dealt evenly to 2 ranks"):
+        deal_packs(np.array([1, 2, 3]), 2)
+    with pytest.raises(DsmError, match="to 0 ranks"):
+        deal_packs(np.array([1, 2, 3]), 0)
 
 
 def test_an_index_matches_only_the_lengths_it_was_built_for() -> None:
@@ -243,33 +428,3 @@ def test_a_pack_out_of_range_is_rejected() -> None:
     for pack_idx in (-1, 1):
         with pytest.raises(DsmError, match=f"has 1 packs, asked for pack {pack_idx}"):
             packs.pack(pack_idx)
-
-
-def test_every_epoch_of_the_order_is_a_permutation_of_its_own() -> None:
-    for num_packs in [*range(1, 34), 255, 256, 257, 1000]:
-        order = PackOrder(num_packs, seed=11)
-        epochs = [
-            [order.pack_at(epoch * num_packs + i) for i in range(num_packs)] for epoch in range(3)
-        ]
-        assert all(sorted(epoch) == list(range(num_packs)) for epoch in epochs)
-        assert num_packs < 10 or (epochs[0] != epochs[1] != epochs[2] != epochs[0])
-
-
-def test_the_order_is_spread_evenly() -> None:
-    firsts = Counter(PackOrder(5, seed=s).pack_at(0) for s in range(2000))
-    assert 300 < min(firsts.values()) <= max(firsts.values()) < 500  # 400 each, sigma 18
-
-
-def test_far_positions_of_the_order_are_in_range() -> None:
-    order = PackOrder((1 << 40) + 7, seed=0)
-    assert all(0 <= order.pack_at((1 << 62) + i) < (1 << 40) + 7 for i in range(1000))
-    assert PackOrder(5, seed=0).pack_at(3) != PackOrder(5, seed=3).pack_at(3)
-
-
-def test_bad_orders_and_positions_are_rejected() -> None:
-    with pytest.raises(DsmError, match="at least one pack, found 0"):
-        PackOrder(0, seed=0)
-    with pytest.raises(DsmError, match="at least 0, found -1"):
-        PackOrder(5, seed=0).pack_at(-1)
-    with pytest.raises(DsmError, match="seed must be"):
-        PackOrder(5, seed=-1)

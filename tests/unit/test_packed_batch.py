@@ -1,11 +1,13 @@
 """Gathering a pack: equal to the plain way, and nothing damaged gets through."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dsm_engine.data.pack_index import PackIndex, build_pack_index
+from dsm_engine.data.pack_file import load_pack_index, save_pack_index
+from dsm_engine.data.pack_index import STRATEGIES, PackIndex, build_pack_index
 from dsm_engine.data.packed_batch import NO_LABEL, PackedBatch, PackReader
 from dsm_engine.data.tokenized_dataset import TokenizedDataset, TokenizedDatasetWriter
 from dsm_engine.errors import DsmError
@@ -33,25 +35,39 @@ def _random_documents(n: int, longest: int, seed: int = 0):
     return documents
 
 
-def _expected(dataset: TokenizedDataset, documents, capacity: int) -> dict[str, list]:
+def _pieces(dataset: TokenizedDataset, packs: PackIndex, pack_idx: int):
+    """(document, begin, end, slots) of what stands in a pack."""
+    begin = 0 if packs.begins is None else int(packs.begins[pack_idx])
+    room = packs.capacity
+    for document in packs.pack(pack_idx).tolist():
+        end = min(int(dataset.lengths[document]), begin + room)
+        slots = min(-(-(end - begin) // packs.alignment) * packs.alignment, room)
+        yield document, begin, end, slots
+        room -= slots
+        begin = 0
+
+
+def _expected(dataset: TokenizedDataset, packs: PackIndex, pack_idx: int) -> dict[str, list]:
     """One pack, token by token."""
     batch: dict[str, list] = {"tokens": [], "labels": [], "position_ids": [], "document_ids": []}
     ends = [0]
-    for document_id, idx in enumerate(documents):
+    for document_id, (idx, begin, end, slots) in enumerate(_pieces(dataset, packs, pack_idx)):
         ids = dataset.document(idx).tolist()
-        supervised = {t for begin, end in dataset.spans(idx).tolist() for t in range(begin, end)}
-        for t, token in enumerate(ids):
-            batch["tokens"].append(token)
-            batch["labels"].append(ids[t + 1] if t + 1 in supervised else NO_LABEL)
-            batch["position_ids"].append(t)
+        supervised = {t for first, last in dataset.spans(idx).tolist() for t in range(first, last)}
+        known = len(ids) if packs.strategy == "concat_split" else end  # tokens a label may be
+        for t in range(begin, begin + slots):
+            has_label = t < end and t + 1 < known and t + 1 in supervised
+            batch["tokens"].append(ids[t] if t < end else PAD_ID)
+            batch["labels"].append(ids[t + 1] if has_label else NO_LABEL)
+            batch["position_ids"].append(t - begin)
             batch["document_ids"].append(document_id)
-        ends.append(ends[-1] + len(ids))
-    padding = capacity - len(batch["tokens"])
+        ends.append(ends[-1] + slots)
+    padding = packs.capacity - len(batch["tokens"])
     batch["tokens"] += [PAD_ID] * padding
     batch["labels"] += [NO_LABEL] * padding
     batch["position_ids"] += range(padding)
-    batch["document_ids"] += [len(documents)] * padding
-    batch["ends"] = [*ends, capacity] if padding else ends
+    batch["document_ids"] += [len(ends) - 1] * padding
+    batch["ends"] = [*ends, packs.capacity] if padding else ends
     return batch
 
 
@@ -68,18 +84,112 @@ def _check(batch: PackedBatch, expected: dict[str, list], max_documents: int) ->
 
 
 @pytest.mark.parametrize("vocab_size", [500, 102400])
-@pytest.mark.parametrize("strategy", ["random", "best_fit"])
-def test_packs_equal_those_gathered_token_by_token(tmp_path, strategy, vocab_size) -> None:
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("alignment", [1, 8])
+@pytest.mark.parametrize("index_dtype", [np.int32, np.int64])
+def test_packs_equal_those_gathered_token_by_token(
+    tmp_path, strategy, vocab_size, alignment, index_dtype
+) -> None:
     dataset = _dataset(tmp_path / "x", _random_documents(200, 60), vocab_size=vocab_size)
-    packs = build_pack_index(dataset.lengths, capacity=64, strategy=strategy, seed=0)
+    packs = build_pack_index(
+        dataset.lengths, capacity=64, strategy=strategy, seed=0, alignment=alignment
+    )
     reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    batch = reader.allocate(index_dtype=index_dtype)
     num_supervised = 0
     for i in range(packs.num_packs):
-        batch = reader.read(i)
-        _check(batch, _expected(dataset, packs.pack(i).tolist(), 64), packs.max_documents())
+        assert reader.read(i, out=batch) is batch
+        _check(batch, _expected(dataset, packs, i), packs.max_documents())
         assert batch.document_idx.tolist() == packs.pack(i).tolist()
         num_supervised += batch.num_supervised
-    assert num_supervised == dataset.num_supervised
+    assert num_supervised == dataset.num_supervised  # no label is lost, where a document is cut
+
+
+@pytest.mark.parametrize("strategy", ["random", "best_fit", "first_fit_shuffle", "balanced"])
+def test_truncated_documents_end_without_a_label(tmp_path: Path, strategy) -> None:
+    documents = [([1, 2, 3, 4, 5], [(0, 5)]), ([6, 7], [(1, 2)])]
+    dataset = _dataset(tmp_path / "x", documents)
+    packs = build_pack_index(
+        dataset.lengths, capacity=3, strategy=strategy, seed=0, overlong="truncate"
+    )
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    batches = [reader.read(i) for i in range(2)]
+    for i, batch in enumerate(batches):
+        _check(batch, _expected(dataset, packs, i), packs.max_documents())
+    cut = next(batch for batch in batches if batch.document_idx.tolist() == [0])
+    assert cut.tokens.tolist() == [1, 2, 3]
+    assert cut.labels.tolist() == [2, 3, NO_LABEL]
+
+
+def test_a_document_cut_in_three_loses_no_label(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", [([10, 11, 12, 13, 14, 15, 16], [(1, 3), (4, 7)])])
+    packs = build_pack_index(dataset.lengths, capacity=3, strategy="concat_split", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    batches = [reader.read(i) for i in range(3)]
+    assert [batch.tokens.tolist() for batch in batches] == [
+        [10, 11, 12],
+        [13, 14, 15],
+        [16, PAD_ID, PAD_ID],
+    ]
+    assert [batch.labels.tolist() for batch in batches] == [
+        [11, 12, NO_LABEL],
+        [14, 15, 16],
+        [NO_LABEL] * 3,
+    ]
+    assert batches[2].cu_seqlens.tolist() == [0, 1, 3]
+    assert batches[1].position_ids.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_a_batch_read_at_once_equals_its_packs_read_alone(tmp_path: Path, threads: int) -> None:
+    dataset = _dataset(tmp_path / "x", _random_documents(300, 60))
+    packs = build_pack_index(dataset.lengths, capacity=64, strategy="random", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    wanted = [5, 0, packs.num_packs - 1, 5, *range(20)]
+    out = [reader.allocate(index_dtype=np.int32) for _ in wanted]
+    assert reader.read_batch(wanted, out=out, threads=threads) == out
+    for pack_idx, batch in zip(wanted, out, strict=True):
+        _check(batch, _expected(dataset, packs, pack_idx), packs.max_documents())
+        assert batch.document_idx.tolist() == packs.pack(pack_idx).tolist()
+    assert len(reader.read_batch([3, 4])) == 2
+    assert reader.read_batch([]) == []
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_bad_pack_of_a_batch_is_an_error(tmp_path: Path, threads: int) -> None:
+    dataset = _dataset(tmp_path / "x", _random_documents(30, 60))
+    packs = build_pack_index(dataset.lengths, capacity=64, strategy="random", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    with pytest.raises(DsmError, match=f"asked for pack {packs.num_packs}"):
+        reader.read_batch([0, 1, packs.num_packs, 2], threads=threads)
+    with pytest.raises(ValueError, match="as many buffers as packs"):
+        reader.read_batch([0, 1], out=[reader.allocate()])
+
+
+def test_buffers_of_other_shapes_or_types_are_refused(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", [([1, 2], [(1, 2)])])
+    packs = build_pack_index(dataset.lengths, capacity=3, strategy="random", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    arrays = {f.name: getattr(reader.allocate(), f.name) for f in dataclasses.fields(PackedBatch)}
+    arrays = {name: arrays[name] for name in list(arrays)[:6]}
+    PackedBatch(**arrays)
+    for change in (
+        {"tokens": np.empty(3, np.int32)},
+        {"tokens": np.empty(3, np.float64)},
+        {"labels": np.empty(6, np.int64)[::2]},
+        {"loss_weights": np.empty(3, np.float64)},
+    ):
+        with pytest.raises(TypeError):
+            PackedBatch(**(arrays | change))
+    with pytest.raises(ValueError, match="of one size"):
+        PackedBatch(**(arrays | {"labels": np.empty(4, np.int64)}))
+    read_only = np.empty(3, np.int64)
+    read_only.flags.writeable = False
+    with pytest.raises(ValueError, match="writeable"):
+        PackedBatch(**(arrays | {"labels": read_only}))
+    short = PackedBatch(**(arrays | {"cu_seqlens": np.empty(2, np.int32)}))
+    with pytest.raises(ValueError, match="too small for this pack"):
+        reader.read(0, out=short)
 
 
 def test_a_pack_written_by_hand(tmp_path: Path) -> None:
@@ -111,7 +221,7 @@ def test_reading_into_an_old_batch_leaves_nothing_of_it(tmp_path: Path) -> None:
     for i in range(packs.num_packs):
         batch = reader.read(i, out=out)
         assert batch.tokens is out.tokens
-        _check(batch, _expected(dataset, packs.pack(i).tolist(), 64), packs.max_documents())
+        _check(batch, _expected(dataset, packs, i), packs.max_documents())
 
 
 def test_an_index_of_another_dataset_is_refused(tmp_path: Path) -> None:
@@ -141,7 +251,7 @@ def _forged(packs: PackIndex, **changes) -> PackIndex:
     [
         ({"documents": np.array([0, 9], np.int32)}, "has 2 documents, asked for document 9"),
         ({"documents": np.array([0, -1], np.int64)}, "asked for document -1"),
-        ({"capacity": 2}, "exceed its 2 tokens"),
+        ({"capacity": 2}, "do not fill it as planned .*built for other documents"),
         ({"offsets": np.array([0, 7], np.int64)}, "the pack index is damaged at pack 0"),
     ],
 )
@@ -200,10 +310,9 @@ def test_the_last_id_of_the_vocabulary_is_a_token(tmp_path: Path) -> None:
 def test_a_reader_keeps_what_it_reads_from(tmp_path: Path) -> None:
     def read() -> PackReader:
         dataset = _dataset(tmp_path / "x", [([1, 2, 3], [(1, 3)])])
-        build_pack_index(dataset.lengths, capacity=4, strategy="random", seed=0).save(
-            tmp_path / "p"
-        )
-        return PackReader(dataset, PackIndex.load(tmp_path / "p"), pad_id=PAD_ID)
+        packs = build_pack_index(dataset.lengths, capacity=4, strategy="random", seed=0)
+        save_pack_index(packs, tmp_path / "p")
+        return PackReader(dataset, load_pack_index(tmp_path / "p"), pad_id=PAD_ID)
 
     reader = read()
     for suffix in (".bin", ".idx", ".spans"):

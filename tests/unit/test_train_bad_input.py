@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from dsm_engine.data.pack_file import save_pack_index
 from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.errors import DsmError
@@ -62,8 +63,8 @@ def test_a_pack_index_of_another_capacity_or_dataset_is_refused(
 ) -> None:
     lengths = TokenizedDataset(sample_data / "train").lengths
     narrow, foreign = tmp_path / "narrow.packs", tmp_path / "foreign.packs"
-    build_pack_index(lengths, capacity=256, strategy="random", seed=1).save(narrow)
-    build_pack_index(lengths[1:], capacity=512, strategy="random", seed=1).save(foreign)
+    save_pack_index(build_pack_index(lengths, capacity=256, strategy="random", seed=1), narrow)
+    save_pack_index(build_pack_index(lengths[1:], capacity=512, strategy="random", seed=1), foreign)
     recipe = make_recipe(sample_data, tmp_path / "run", data__packs=str(narrow))
     _fails(recipe, r"packs hold 256 tokens, data\.seq_length is 512")
     recipe = make_recipe(sample_data, tmp_path / "run", data__packs=str(foreign))

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from dsm_engine.data.pack_index import PackOrder, build_pack_index
+from dsm_engine.data.pack_index import build_pack_index
+from dsm_engine.data.pack_order import PackOrder
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.convert import convert
