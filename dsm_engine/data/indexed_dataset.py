@@ -103,6 +103,13 @@ class IndexedDataset:
         """As `document`, for one of the `num_sequences` sequences that documents are made of."""
         return self.core.sequence(sequence_idx)
 
+    def documents_in(self, begin: int, end: int) -> range:
+        """The documents with tokens in the bytes [begin, end) of the .bin."""
+        ends = np.cumsum(self.core.lengths(), dtype=np.int64) * self.dtype.itemsize
+        first = int(np.searchsorted(ends, begin, side="right"))
+        last = int(np.searchsorted(ends, end - 1, side="right"))
+        return range(first, min(last + 1, self.num_documents))
+
     def check_tables(self) -> None:
         """Checks every entry of the index; raises DsmError that says where the first damage is."""
         self.core.check_tables()

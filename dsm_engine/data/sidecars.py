@@ -64,6 +64,24 @@ class SpanTable:
         """
         return self._core.document(document_idx)
 
+    def documents_in(self, begin: int, end: int) -> range:
+        """The documents whose offsets or spans lie in the bytes [begin, end) of the file.
+
+        Where the offsets themselves are damaged, it is what they say.
+        """
+        spans_begin = _SPANS_HEADER_BYTES + 8 * (self.num_documents + 1)
+        covered = []
+        if begin < spans_begin and end > _SPANS_HEADER_BYTES:
+            first = max(begin - _SPANS_HEADER_BYTES, 0) // 8
+            last = (min(end, spans_begin) - _SPANS_HEADER_BYTES - 1) // 8
+            covered += [first - 1, last]  # an offset ends one document and begins the next
+        if end > spans_begin:
+            spans = [max(begin - spans_begin, 0) // 8, (end - 1 - spans_begin) // 8]
+            covered += (np.searchsorted(self.offsets, spans, side="right") - 1).tolist()
+        if not covered or not self.num_documents:
+            return range(0)
+        return range(max(min(covered), 0), min(max(covered), self.num_documents - 1) + 1)
+
     def check(self, lengths: NDArray[np.int32]) -> None:
         """Checks every span against the documents' lengths, and the count of supervised tokens.
 
