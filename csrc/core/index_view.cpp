@@ -209,7 +209,8 @@ void IndexView::document_lengths(std::span<int32_t> out) const {
 void IndexView::check_tables() const {
   for (int64_t i = 0; i < num_sequences_; ++i) extent(i, i + 1, "sequence", i);
   for (int64_t d = 0; d < num_documents_; ++d) {
-    if (first_sequence(d) > first_sequence(d + 1)) throw_damaged_table(d);
+    const int64_t last = first_sequence(d + 1);
+    if (first_sequence(d) > last || last > num_sequences_) throw_damaged_table(d);
   }
 }
 
