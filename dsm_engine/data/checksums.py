@@ -6,7 +6,7 @@ Chunks say where damage is, and are read by several threads (xxhash releases the
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -79,14 +79,13 @@ def find_damaged_chunk(
         def checksum(chunk_idx: int) -> str:
             return _chunk_xxh3(descriptor, chunk_idx * chunk_bytes, chunk_bytes)
 
-        with closing(threads.map(checksum, range(len(chunks)))) as found_checksums:
-            for chunk_idx, (expected, found) in enumerate(
-                zip(chunks, found_checksums, strict=True)
-            ):
-                if found != expected:
-                    begin = chunk_idx * chunk_bytes
-                    end = min(begin + chunk_bytes, num_bytes)
-                    return DamagedChunk(begin=begin, end=end, expected=expected, found=found)
+        checksums = threads.map(checksum, range(len(chunks)))
+        for chunk_idx, (expected, found) in enumerate(zip(chunks, checksums, strict=True)):
+            if found != expected:
+                threads.shutdown(cancel_futures=True)  # what comes after it need not be read
+                begin = chunk_idx * chunk_bytes
+                end = min(begin + chunk_bytes, num_bytes)
+                return DamagedChunk(begin=begin, end=end, expected=expected, found=found)
     return None
 
 

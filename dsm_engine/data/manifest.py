@@ -85,7 +85,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         found = manifest.get("format_version") if isinstance(manifest, dict) else manifest
         raise DsmError(
-            f"{path}: expected format_version {FORMAT_VERSION}, found {str(found)[:80]}:"
+            f"{path}: expected format_version {FORMAT_VERSION}, found {repr(found)[:80]}:"
             " preprocess the sources again"
         )
     validate_recipe(manifest, _Manifest, str(path))
