@@ -48,7 +48,8 @@ test-native: $(STAMP)
 # Every parser of a file, FUZZ_RUNS executions each, from the committed seeds and the writers' own.
 # What is found stays in build/fuzz/TARGET-*: run build/fuzz/fuzz_TARGET on it.
 fuzz: $(STAMP)
-	@command -v clang++ >/dev/null || { echo "make fuzz needs clang with libFuzzer: apt-get install clang libclang-rt-14-dev"; exit 1; }
+	@mkdir -p build
+	@echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' | clang++ -fsanitize=fuzzer -x c++ -o build/fuzz-probe - 2>/dev/null || { echo "make fuzz needs clang with libFuzzer: apt-get install clang libclang-rt-14-dev"; exit 1; }
 	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DDSM_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_COMPILER= -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
 	$(BIN)/cmake --build build/fuzz --target fuzz_targets
 	$(BIN)/python csrc/fuzz/make_corpus.py build/fuzz/seeds

@@ -17,7 +17,7 @@ from dsm_engine.data.tokenized_dataset import TokenizedDataset, TokenizedDataset
 from dsm_engine.errors import DsmError
 
 ATTRIBUTES = {"source": "gsm8k", "language": "en", "format": "tir", "topic": "algebra"}
-LENGTHS = [4, 2, 6, 1, 8]
+LENGTHS = [4, 2, 2, 1, 12]  # the third ends with the first chunk of the .bin
 IDS_BEGIN = 128
 VALUES_BEGIN = IDS_BEGIN + 8 * 6
 CODES_BEGIN = VALUES_BEGIN + 8 * 5
@@ -29,7 +29,7 @@ def prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(tokenized_dataset, "CHUNK_BYTES", 16)
     with TokenizedDatasetWriter(tmp_path / "x", vocab_size=1000) as writer:
         for i, length in enumerate(LENGTHS):
-            spans = [(1, length)] if length > 1 else []
+            spans = [(1 if length > 1 else 0, length)]
             writer.add(list(range(i, i + length)), spans, id=f"题{i}", **ATTRIBUTES)
         writer.finish()
     return tmp_path / "x"
@@ -86,13 +86,13 @@ def test_chunks_are_4_mib(tmp_path: Path) -> None:
     ("suffix", "offset", "where"),
     [
         (".bin", 0, r"bytes 0 to 16 \(documents 0 to 2\)"),
-        (".bin", 17, r"bytes 16 to 32 \(documents 2 to 4\)"),
+        (".bin", 17, r"bytes 16 to 32 \(documents 3 to 4\)"),
         (".bin", 41, r"bytes 32 to 42 \(document 4\)"),
         (".idx", 40, "bytes 32 to 48,"),
         (".spans", 16 * 4 + 8, r"bytes 64 to 80 \(documents 0 to 1\)"),
         (".spans", 16 * 6 + 8, r"bytes 96 to 112 \(documents 3 to 4\)"),
         (".spans", 72 + 8 * 5, r"bytes 112 to 128 \(documents 0 to 1\)"),
-        (".spans", 72 + 8 * 5 + 8 * 3, r"bytes 128 to 144 \(documents 2 to 4\)"),
+        (".spans", 72 + 8 * 5 + 8 * 3, r"bytes 128 to 144 \(documents 2 to 3\)"),
         (".attributes", CODES_BEGIN, "bytes 208 to 224,"),
     ],
 )
