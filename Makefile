@@ -55,7 +55,7 @@ fuzz: $(STAMP)
 	$(BIN)/python csrc/fuzz/make_corpus.py build/fuzz/seeds
 	@set -e; for target in $(FUZZ_TARGETS); do \
 	  mkdir -p build/fuzz/found/$$target; \
-	  build/fuzz/fuzz_$$target -runs=$(FUZZ_RUNS) $(FUZZ_FLAGS) -artifact_prefix=build/fuzz/$$target- \
+	  build/fuzz/fuzz_$$target -runs=$(FUZZ_RUNS) -print_funcs=0 $(FUZZ_FLAGS) -artifact_prefix=build/fuzz/$$target- \
 	    build/fuzz/found/$$target csrc/fuzz/corpus/$$target build/fuzz/seeds/$$target; \
 	done
 	test -x build/fuzz-venv/bin/python || $(BIN)/python -m venv build/fuzz-venv
