@@ -1,6 +1,7 @@
 #include "core/indexed_dataset.h"
 
 #include <algorithm>
+#include <cassert>
 #include <cstring>
 #include <limits>
 #include <type_traits>
@@ -76,6 +77,7 @@ std::vector<DocumentView> IndexedDataset::documents(std::span<const int64_t> ind
 }
 
 void IndexedDataset::check_token_ids(int64_t vocab_size) const {
+  assert(vocab_size >= 1);
   switch (token_type()) {
     case TokenType::uint8:
       return check_ids<uint8_t>(*this, vocab_size);
