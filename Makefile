@@ -11,7 +11,10 @@ STAMP := $(VENV)/.installed
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: install quickstart test test-slow test-native test-gpu real-weights lint format clean
+FUZZ_RUNS ?= 1000000
+FUZZ_TARGETS := index spans attributes
+
+.PHONY: install quickstart test test-slow test-native test-gpu fuzz real-weights lint format clean
 
 install: $(STAMP)
 
@@ -39,8 +42,28 @@ test-slow: real-weights
 # The C++ core without Python, under AddressSanitizer and UndefinedBehaviorSanitizer.
 test-native: $(STAMP)
 	$(BIN)/cmake -S . -B build/native-tests -G Ninja -DDSM_TESTS=ON -DDSM_SANITIZE=address,undefined -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
-	$(BIN)/cmake --build build/native-tests --target core_test
+	$(BIN)/cmake --build build/native-tests --target core_test indexed_dataset_test
 	$(BIN)/ctest --test-dir build/native-tests --output-on-failure
+
+# Every parser of a file, FUZZ_RUNS executions each, from the committed seeds and the writers' own.
+# What is found stays in build/fuzz/TARGET-*: run build/fuzz/fuzz_TARGET on it.
+fuzz: $(STAMP)
+	@mkdir -p build
+	@echo 'extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }' | clang++ -fsanitize=fuzzer -x c++ -o build/fuzz-probe - 2>/dev/null || { echo "make fuzz needs clang with libFuzzer: apt-get install clang libclang-rt-14-dev"; exit 1; }
+	$(BIN)/cmake -S . -B build/fuzz -G Ninja -DDSM_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++ -DCMAKE_BUILD_TYPE=Release -DCMAKE_CUDA_COMPILER= -DPython_EXECUTABLE=$(abspath $(BIN)/python) >/dev/null
+	$(BIN)/cmake --build build/fuzz --target fuzz_targets
+	$(BIN)/python csrc/fuzz/make_corpus.py build/fuzz/seeds
+	@set -e; for target in $(FUZZ_TARGETS); do \
+	  mkdir -p build/fuzz/found/$$target; \
+	  build/fuzz/fuzz_$$target -runs=$(FUZZ_RUNS) -print_funcs=0 $(FUZZ_FLAGS) -artifact_prefix=build/fuzz/$$target- \
+	    build/fuzz/found/$$target csrc/fuzz/corpus/$$target build/fuzz/seeds/$$target; \
+	done
+	test -x build/fuzz-venv/bin/python || $(BIN)/python -m venv build/fuzz-venv
+	build/fuzz-venv/bin/python -c 'import atheris' 2>/dev/null || build/fuzz-venv/bin/python -m pip install --quiet --disable-pip-version-check 'atheris==3.0.0'
+	mkdir -p build/fuzz/found/manifest
+	PYTHONPATH=$$($(BIN)/python -c 'import os, sys; print(os.pathsep.join([os.getcwd(), *filter(None, sys.path)]))') \
+	  build/fuzz-venv/bin/python tests/fuzz/fuzz_manifest.py -runs=$(FUZZ_RUNS) $(FUZZ_FLAGS) \
+	  -artifact_prefix=build/fuzz/manifest- build/fuzz/found/manifest csrc/fuzz/corpus/manifest build/fuzz/seeds/manifest
 
 # On a machine with a GPU.
 test-gpu: $(STAMP)

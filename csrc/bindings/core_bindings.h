@@ -8,6 +8,7 @@ namespace dsm::bindings {
 
 void bind_packing(pybind11::module_& module);
 void bind_datasets(pybind11::module_& module);
+void bind_sidecars(pybind11::module_& module);
 void bind_gather(pybind11::module_& module);
 void bind_operators(pybind11::module_& module);
 

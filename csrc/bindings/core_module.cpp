@@ -29,6 +29,7 @@ PYBIND11_MODULE(_core, module) {
   register_dsm_error();
   dsm::bindings::bind_packing(module);
   dsm::bindings::bind_datasets(module);
+  dsm::bindings::bind_sidecars(module);
   dsm::bindings::bind_gather(module);
   dsm::bindings::bind_operators(module);
 }

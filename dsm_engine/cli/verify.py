@@ -1,4 +1,6 @@
-"""Reads every byte of a tokenized dataset and compares the checksums with its manifest's.
+"""Reads every byte of a tokenized dataset: the checksums of its manifest, then its structure.
+
+Of Megatron's .bin and .idx alone, which have no checksums, the structure is checked.
 
 dsm verify data/train
 """
@@ -13,14 +15,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Ends with exit code 2 and the name of the first damaged file, if any."""
+    """Ends with exit code 2 and the place of the first damage, if any."""
     from dsm_engine.cli.terminal import console
-    from dsm_engine.data.tokenized_dataset import TokenizedDataset
+    from dsm_engine.data.tokenized_dataset import TokenizedDataset, names_files
+    from dsm_engine.data.verification import is_bare, verify_bare
 
-    dataset = TokenizedDataset(arguments.prefix)
-    dataset.verify()
-    console().print(
-        f"{arguments.prefix}: whole; {dataset.num_documents:,} documents, "
-        f"{dataset.num_tokens:,} tokens, {dataset.num_supervised:,} supervised",
-        markup=False,
-    )
+    prefix = arguments.prefix
+    if names_files(prefix) and is_bare(prefix):
+        bare = verify_bare(prefix)
+        line = (
+            f"{prefix}: the structure is sound; {bare.num_documents:,} documents in "
+            f"{bare.num_sequences:,} sequences of {bare.dtype.name}; there is no manifest and so "
+            "no checksum: changed tokens are not found"
+        )
+    else:
+        dataset = TokenizedDataset(prefix)
+        dataset.verify()
+        line = (
+            f"{prefix}: whole; {dataset.num_documents:,} documents, "
+            f"{dataset.num_tokens:,} tokens, {dataset.num_supervised:,} supervised"
+        )
+    console().print(line, markup=False)

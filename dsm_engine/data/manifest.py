@@ -1,20 +1,24 @@
-"""PREFIX.manifest.json: counts and checksums of a dataset's files, and a checksum of its own."""
+"""PREFIX.manifest.json: counts and checksums of a dataset's files, and a checksum of its own.
+
+docs/formats.md has the keys.
+"""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import orjson
 import xxhash
-from pydantic import ConfigDict, Field, field_validator
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from dsm_engine.errors import DsmError
 from dsm_engine.files import read_json, write_json
 from dsm_engine.recipes import Section, validate_recipe
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DATA_SUFFIXES = (".bin", ".idx", ".spans", ".attributes")
 MANIFEST_SUFFIX = ".manifest.json"
 _CHECKSUM = "manifest_xxh3"
+_Xxh3 = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 
 
 class _Part(Section):
@@ -25,7 +29,8 @@ class _Part(Section):
 
 class _File(_Part):
     bytes: int = Field(ge=0)
-    xxh3: str = Field(pattern="^[0-9a-f]{16}$")
+    xxh3: _Xxh3
+    chunks: list[_Xxh3]
 
 
 class _Tokenizer(_Part):
@@ -48,6 +53,7 @@ class _Manifest(_Part):
     supervised_tokens: int = Field(ge=0)
     vocab_size: int = Field(ge=1)
     dtype: Literal["uint16", "int32"]
+    chunk_bytes: int = Field(ge=1, le=1 << 30)
     files: dict[str, _File]
     tokenizer: _Tokenizer = Field(default=None)  # type: ignore[assignment]
     recipe: _Recipe = Field(default=None)  # type: ignore[assignment]
@@ -55,9 +61,16 @@ class _Manifest(_Part):
 
     @field_validator("files")
     @classmethod
-    def _all_there(cls, value: dict[str, _File]) -> dict[str, _File]:
+    def _all_there(cls, value: dict[str, _File], info: ValidationInfo) -> dict[str, _File]:
         if missing := [suffix for suffix in DATA_SUFFIXES if suffix not in value]:
             raise ValueError(f"bytes and xxh3 of {missing[0]} are missing")
+        chunk_bytes = info.data.get("chunk_bytes")
+        for suffix, file in value.items():
+            if chunk_bytes and len(file.chunks) != -(-file.bytes // chunk_bytes):
+                raise ValueError(
+                    f"{suffix}: expected the xxh3 of each {chunk_bytes} of its {file.bytes} bytes,"
+                    f" found {len(file.chunks)}"
+                )
         return value
 
 
@@ -71,7 +84,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
     manifest = read_json(path)
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         found = manifest.get("format_version") if isinstance(manifest, dict) else manifest
-        raise DsmError(f"{path}: expected format_version {FORMAT_VERSION}, found {str(found)[:80]}")
+        raise DsmError(
+            f"{path}: expected format_version {FORMAT_VERSION}, found {repr(found)[:80]}:"
+            " preprocess the sources again"
+        )
     validate_recipe(manifest, _Manifest, str(path))
     if not _is_whole(manifest):
         raise DsmError(

@@ -4,6 +4,7 @@ PREFIX.spans holds the spans as CSR; PREFIX.attributes holds ids and dictionary-
 docs/formats.md has the byte tables.
 """
 
+import codecs
 import shutil
 import struct
 import tempfile
@@ -11,13 +12,13 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dsm_engine import _core
 from dsm_engine.data.indexed_dataset import BinaryWriter
-from dsm_engine.data.mapped_file import map_file
 from dsm_engine.errors import DsmError
 
 COLUMNS = ("source", "language", "format", "topic")
@@ -30,6 +31,7 @@ _ATTRIBUTES_MAGIC = b"DSMATTRS"
 # magic, version, columns, documents, strings of each column, bytes of strings, bytes of ids
 _ATTRIBUTES_HEADER = struct.Struct("<8sIIQ4QQQ")
 _ATTRIBUTES_HEADER_BYTES = 128
+_TEXT_PART_BYTES = 1 << 22
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,25 +50,44 @@ class SpanTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = map_file(path)
-        fields = _unpack_header(
-            path, content, _SPANS_HEADER, _SPANS_HEADER_BYTES, _SPANS_MAGIC, "span table"
-        )
-        self.num_documents: int = fields[1]
-        self.num_spans: int = fields[2]
-        self.num_supervised: int = fields[3]
-        spans_begin = _SPANS_HEADER_BYTES + 8 * (self.num_documents + 1)
-        _check_size(path, content, spans_begin + 8 * self.num_spans)
-        self.offsets: NDArray[np.int64] = np.frombuffer(
-            content, "<i8", self.num_documents + 1, _SPANS_HEADER_BYTES
-        )
-        spans = np.frombuffer(content, "<i4", 2 * self.num_spans, spans_begin)
-        self.spans: NDArray[np.int32] = spans.reshape(-1, 2)
+        self._core = _core.SpanTable(path)
+        self.num_documents = self._core.num_documents
+        self.num_spans = self._core.num_spans
+        self.num_supervised = self._core.num_supervised
+        self.offsets: NDArray[np.int64] = self._core.offsets()  # [num_documents + 1]
+        self.spans: NDArray[np.int32] = self._core.spans()  # [num_spans, 2]
 
     def document(self, document_idx: int) -> NDArray[np.int32]:
-        """The document's spans, [num_spans, 2]: token positions [begin, end), a view."""
-        first, last = _slice_of(self.path, self.offsets, document_idx, self.num_spans)
-        return self.spans[first:last]
+        """The document's spans, [num_spans, 2]: token positions [begin, end), a view.
+
+        Raises DsmError where there is no such document or its spans do not rise.
+        """
+        return self._core.document(document_idx)
+
+    def documents_in(self, begin: int, end: int) -> range:
+        """The documents whose offsets or spans lie in the bytes [begin, end) of the file.
+
+        Where the offsets themselves are damaged, it is what they say.
+        """
+        spans_begin = _SPANS_HEADER_BYTES + 8 * (self.num_documents + 1)
+        covered = []
+        if begin < spans_begin and end > _SPANS_HEADER_BYTES:
+            first = max(begin - _SPANS_HEADER_BYTES, 0) // 8
+            last = (min(end, spans_begin) - _SPANS_HEADER_BYTES - 1) // 8
+            covered += [first - 1, last]  # an offset ends one document and begins the next
+        if end > spans_begin:
+            spans = [max(begin - spans_begin, 0) // 8, (end - 1 - spans_begin) // 8]
+            covered += (np.searchsorted(self.offsets, spans, side="right") - 1).tolist()
+        if not covered or not self.num_documents:
+            return range(0)
+        return range(max(min(covered), 0), min(max(covered), self.num_documents - 1) + 1)
+
+    def check(self, lengths: NDArray[np.int32]) -> None:
+        """Checks every span against the documents' lengths, and the count of supervised tokens.
+
+        Raises DsmError that says where the first damage is.
+        """
+        self._core.check(lengths)
 
 
 class SpanTableWriter:
@@ -113,65 +134,58 @@ class AttributeTable:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        content = map_file(path)
-        fields = _unpack_header(
-            path,
-            content,
-            _ATTRIBUTES_HEADER,
-            _ATTRIBUTES_HEADER_BYTES,
-            _ATTRIBUTES_MAGIC,
-            "attribute table",
-        )
-        num_columns, self.num_documents, *num_strings, string_bytes, id_bytes = fields
-        if num_columns != len(COLUMNS):
-            raise DsmError(f"{path}: expected {len(COLUMNS)} columns, found {num_columns}")
-        self._content = content
-        n = self.num_documents
-        ids_begin = _ATTRIBUTES_HEADER_BYTES
-        strings_begin = ids_begin + 8 * (n + 1)
-        codes_begin = strings_begin + 8 * (sum(num_strings) + 1)
-        text_begin = codes_begin + 4 * len(COLUMNS) * n
-        self._ids_text_begin = text_begin + string_bytes
-        _check_size(path, content, self._ids_text_begin + id_bytes)
-        self._id_offsets = np.frombuffer(content, "<i8", n + 1, ids_begin)
-        self._id_bytes = id_bytes
-        offsets = np.frombuffer(content, "<i8", sum(num_strings) + 1, strings_begin)
-        codes = np.frombuffer(content, "<u4", len(COLUMNS) * n, codes_begin)
-        self._codes = codes.reshape(len(COLUMNS), n)
-        self._names: list[list[str]] = []
-        first = 0
-        for count in num_strings:
-            bounds = [
-                _slice_of(path, offsets, i, string_bytes) for i in range(first, first + count)
-            ]
-            self._names.append([self._text(text_begin + a, text_begin + b) for a, b in bounds])
-            first += count
+        self._core = _core.AttributeTable(path)
+        self.num_documents = self._core.num_documents
+        self._names = [
+            [self._decoded(value, f"a value of {name}") for value in self._core.values(column_idx)]
+            for column_idx, name in enumerate(COLUMNS)
+        ]
+        self._codes = [self._core.codes(column_idx) for column_idx in range(len(COLUMNS))]
 
     def document(self, document_idx: int) -> DocumentAttributes:
-        """The attributes of one document. Raises DsmError where there is no such document."""
-        first, last = _slice_of(self.path, self._id_offsets, document_idx, self._id_bytes)
-        id = self._text(self._ids_text_begin + first, self._ids_text_begin + last)
-        values = {}
-        for column, names, codes in zip(COLUMNS, self._names, self._codes, strict=True):
-            code = int(codes[document_idx])
-            if code >= len(names):
-                raise DsmError(
-                    f"{self.path}: is damaged: document {document_idx} has {column} number {code}"
-                    f" of {len(names)}"
-                )
-            values[column] = names[code]
-        return DocumentAttributes(id=id, **values)
+        """The attributes of one document.
+
+        Raises DsmError where there is no such document or it is damaged there.
+        """
+        id, *codes = self._core.document(document_idx)
+        source, language, format, topic = (
+            names[code] for names, code in zip(self._names, codes, strict=True)
+        )
+        return DocumentAttributes(
+            id=self._decoded(id, f"the id of document {document_idx}"),
+            source=source,
+            language=language,
+            format=format,
+            topic=topic,
+        )
 
     def column(self, name: str) -> tuple[list[str], NDArray[np.uint32]]:
         """The distinct values of a column and each document's number of one, [num_documents]."""
         column_idx = COLUMNS.index(name)
         return self._names[column_idx], self._codes[column_idx]
 
-    def _text(self, begin: int, end: int) -> str:
+    def check(self) -> None:
+        """Checks every id and number; raises DsmError that says where the first damage is."""
+        self._core.check()
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        text = self._core.id_text().data
+        for begin in range(0, len(text), _TEXT_PART_BYTES):
+            end = min(begin + _TEXT_PART_BYTES, len(text))
+            try:
+                decoder.decode(text[begin:end], final=end == len(text))
+            except UnicodeDecodeError as error:
+                raise DsmError(
+                    f"{self.path}: is damaged: the ids are not UTF-8 near byte"
+                    f" {begin + error.start} of their text: {error.reason}"
+                ) from error
+
+    def _decoded(self, text: bytes, what: str) -> str:
         try:
-            return self._content[begin:end].decode()
+            return text.decode()
         except UnicodeDecodeError as error:
-            raise DsmError(f"{self.path}: byte {begin + error.start} is not UTF-8") from error
+            raise DsmError(
+                f"{self.path}: is damaged: {what} is not UTF-8: {error.reason}"
+            ) from error
 
 
 class AttributeTableWriter:
@@ -218,33 +232,6 @@ class AttributeTableWriter:
 
     def close(self) -> None:
         self._ids.close()
-
-
-def _unpack_header(
-    path: Path, content: Any, header: struct.Struct, header_bytes: int, magic: bytes, what: str
-) -> tuple[int, ...]:
-    """The header's fields after magic and version, which are checked."""
-    if len(content) < header_bytes or content[: len(magic)] != magic:
-        raise DsmError(f"{path}: is no {what}: expected {magic.decode()} and a header")
-    _, version, *fields = header.unpack(content[: header.size])
-    if version != _VERSION:
-        raise DsmError(f"{path}: expected {what} version {_VERSION}, found {version}")
-    return tuple(fields)
-
-
-def _check_size(path: Path, content: Any, expected: int) -> None:
-    if len(content) != expected:
-        raise DsmError(f"{path}: expected {expected} bytes, found {len(content)}")
-
-
-def _slice_of(path: Path, offsets: NDArray[np.int64], idx: int, limit: int) -> tuple[int, int]:
-    """offsets[idx] and offsets[idx + 1], checked against each other and the limit."""
-    if not 0 <= idx < len(offsets) - 1:
-        raise DsmError(f"{path}: has {len(offsets) - 1} documents, asked for document {idx}")
-    first, last = int(offsets[idx]), int(offsets[idx + 1])
-    if not 0 <= first <= last <= limit:
-        raise DsmError(f"{path}: is damaged: entry {idx} spans {first} to {last} of {limit}")
-    return first, last
 
 
 def _offsets_of(counts: NDArray[np.int32]) -> NDArray[np.int64]:

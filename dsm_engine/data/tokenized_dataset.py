@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
+from dsm_engine.data.checksums import CHUNK_BYTES, HashedFile
 from dsm_engine.data.indexed_dataset import IndexedDataset, optimal_dtype, write_index
 from dsm_engine.data.manifest import (
     DATA_SUFFIXES,
@@ -27,8 +27,9 @@ from dsm_engine.data.sidecars import (
     SpanTable,
     SpanTableWriter,
 )
+from dsm_engine.data.verification import verify_tokenized
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, file_xxh3, fsync_folder
+from dsm_engine.files import atomic_file, fsync_folder
 from dsm_engine.targets import prepare_targets
 
 PREFIX_HINT = "a prefix ends with the name that its files begin with, such as data/train"
@@ -97,15 +98,12 @@ class TokenizedDataset:
         return self.attribute_table.document(document_idx)
 
     def verify(self) -> None:
-        """Reads every byte; raises DsmError that names the first damaged file."""
-        for suffix in DATA_SUFFIXES:
-            path = path_of(self.prefix, suffix)
-            expected, found = self.manifest["files"][suffix]["xxh3"], file_xxh3(path)
-            if found != expected:
-                raise DsmError(
-                    f"{path}: is damaged: expected xxh3 {expected} from {self.manifest_path.name},"
-                    f" found {found}"
-                )
+        """Reads every byte; raises DsmError that says which part of which file is damaged first."""
+        verify_tokenized(self)
+
+    def path_of(self, suffix: str) -> Path:
+        """The dataset's file with this suffix."""
+        return path_of(self.prefix, suffix)
 
     def _check_sizes(self) -> None:
         for suffix in DATA_SUFFIXES:
@@ -159,7 +157,7 @@ class TokenizedDatasetWriter:
         self.num_tokens = 0
         self._lengths = array("i")
         self._stack = ExitStack()
-        self._files: dict[str, _HashedFile] = {}
+        self._files: dict[str, HashedFile] = {}
 
     @property
     def num_documents(self) -> int:
@@ -221,6 +219,7 @@ class TokenizedDatasetWriter:
             "supervised_tokens": self._spans.num_supervised,
             "vocab_size": self.vocab_size,
             "dtype": self.dtype.name,
+            "chunk_bytes": CHUNK_BYTES,
         }
         taken = manifest.keys() | {"files", "manifest_xxh3"}
         assert not taken & manifest_fields.keys(), f"{taken & manifest_fields.keys()} are computed"
@@ -240,9 +239,9 @@ class TokenizedDatasetWriter:
     def _check_targets(self) -> None:
         prepare_targets(*(path_of(self.prefix, s) for s in (*DATA_SUFFIXES, MANIFEST_SUFFIX)))
 
-    def _open(self, stack: ExitStack, suffix: str) -> "_HashedFile":
+    def _open(self, stack: ExitStack, suffix: str) -> HashedFile:
         file = stack.enter_context(atomic_file(path_of(self.prefix, suffix)))
-        self._files[suffix] = _HashedFile(file)
+        self._files[suffix] = HashedFile(file, chunk_bytes=CHUNK_BYTES)
         return self._files[suffix]
 
     def _checked_tokens(self, ids: Sequence[int] | NDArray[Any], id: str) -> NDArray[Any]:
@@ -283,21 +282,3 @@ def names_files(prefix: Path) -> bool:
 
 class _UnfinishedError(Exception):
     """Thrown into the open files so that they do not become final."""
-
-
-class _HashedFile:
-    """A file that knows the size and the xxh3 of what was written to it."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self._digest = xxhash.xxh3_64()
-        self._bytes = 0
-
-    def write(self, data: Any) -> int:
-        self._digest.update(data)
-        written = self._file.write(data)
-        self._bytes += written
-        return written
-
-    def describe(self) -> dict[str, Any]:
-        return {"bytes": self._bytes, "xxh3": self._digest.hexdigest()}

@@ -229,7 +229,9 @@ def test_flipped_sidecars_are_rejected_or_read_but_never_crash(tmp_path: Path, s
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format_version": 2}, "expected format_version 1, found 2"),
+        ({"format_version": 1}, "expected format_version 2, found 1: preprocess the sources again"),
+        ({"chunk_bytes": 0}, "chunk_bytes: input should be greater than or equal to 1"),
+        ({"chunk_bytes": 5}, r".bin: expected the xxh3 of each 5 of its 26 bytes, found 1"),
         ({"documents": 5}, "expected 5 documents, found 4 .idx documents"),
         ({"tokens": 12}, "expected 12 tokens, found 13 .bin tokens"),
         ({"supervised_tokens": 1}, "expected 1 supervised_tokens, found 7"),
