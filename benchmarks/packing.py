@@ -106,9 +106,10 @@ def _bench_best_fit(lengths: NDArray[np.int32], repetitions: int, peers_folder: 
 def _bench_against_bridge(
     lengths: NDArray[np.int32], repetitions: int, peers_folder: Path
 ) -> list[Row]:
-    bridge = peers.load_megatron_bridge(peers_folder)
-    if bridge is None:
+    loaded = peers.load_megatron_bridge(peers_folder)
+    if loaded is None:
         return []
+    version, bridge = loaded
     given = lengths.tolist()
     bins: list[list[int]] = []
 
@@ -126,7 +127,7 @@ def _bench_against_bridge(
             name="pack_best_fit_10k_vs_megatron_bridge",
             n=len(lengths),
             value=measure(lambda: build(lengths, "best_fit"), repetitions),
-            baseline="megatron-bridge: first_fit_decreasing",
+            baseline=f"megatron-bridge {version}: first_fit_decreasing",
             baseline_value=theirs,
         )
     ]

@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import textwrap
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,8 +85,10 @@ def load_seqpacker() -> Callable[[NDArray[np.int64]], Csr] | None:
     return pack
 
 
-def load_megatron_bridge(folder: Path) -> Callable[[list[int]], list[list[int]]] | None:
-    """Megatron-Bridge's first-fit-decreasing: from lengths to bins of lengths.
+def load_megatron_bridge(
+    folder: Path,
+) -> tuple[str, Callable[[list[int]], list[list[int]]]] | None:
+    """The version, and Megatron-Bridge's first-fit-decreasing: from lengths to bins of lengths.
 
     Its module needs NumPy and tqdm only, so it is loaded by path, from a megatron-bridge installed
     into `folder` without its dependencies.
@@ -95,7 +98,9 @@ def load_megatron_bridge(folder: Path) -> Callable[[list[int]], list[list[int]]]
         print(f"megatron-bridge is not in {folder}: no row for it")
         return None
     module = _load_file("megatron_bridge_packing_utils", path)
-    return lambda lengths: module.first_fit_decreasing(lengths, CAPACITY)
+    installed = metadata.distributions(name="megatron-bridge", path=[str(folder)])
+    version = next((x.version for x in installed), "of unknown version")
+    return version, lambda lengths: module.first_fit_decreasing(lengths, CAPACITY)
 
 
 def _only_function(source: str) -> ast.FunctionDef:

@@ -115,15 +115,19 @@ def publish(rows: Sequence[Row], output: Path | None) -> None:
 
 
 def print_table(rows: Sequence[Row]) -> None:
-    """Name, our figure, the peer's, the ratio, and who the peer is."""
+    """Name, our figure and how far its quartiles lie apart, the peer's, the ratio, who it is."""
     width = max((len(row.name) for row in rows), default=0)
-    print(f"{'row':{width}}  {'ours':>12}  {'baseline':>12}  {'ratio':>10}  baseline is")
+    print(
+        f"{'row':{width}}  {'ours':>12} {'spread':>7}  {'baseline':>12}  {'ratio':>10}  baseline is"
+    )
     for row in rows:
         ours = _quantity(row.value, row.unit)
+        first, third = row.value.quartiles
+        spread = (third - first) / row.value.median
         theirs = "null" if row.baseline_value is None else _quantity(row.baseline_value, row.unit)
         ratio = "null" if row.ratio is None else f"{row.ratio:,.2f}x"
         who = row.baseline or "-"
-        print(f"{row.name:{width}}  {ours:>12}  {theirs:>12}  {ratio:>10}  {who}")
+        print(f"{row.name:{width}}  {ours:>12} {spread:>7.1%}  {theirs:>12}  {ratio:>10}  {who}")
 
 
 def describe_machine() -> dict[str, Any]:
