@@ -34,10 +34,7 @@ class IndexedDataset {
 
   /// Asks the memory for what document(idx) will read of the index, and does not wait for it. Any
   /// idx is allowed.
-  void prefetch_entry(int64_t idx) const {
-    index_.prefetch_document_table(idx);
-    index_.prefetch_sequence_tables(idx);
-  }
+  void prefetch_entry(int64_t idx) const { index_.prefetch_entry(idx); }
 
   /// `document` of each idx, faster than one by one where the index is not in the cache.
   std::vector<DocumentView> documents(std::span<const int64_t> indices) const;

@@ -1,0 +1,173 @@
+// Times the core without Python, for benchmarks/bench_data.py. Prints one JSON object: seconds of
+// each repetition, and what the caller checks against its own work.
+//
+// core_bench get PREFIX DOCUMENTS REPETITIONS
+//   DOCUMENTS: a file of document numbers, int64
+//
+// core_bench gather PREFIX VOCAB_SIZE CAPACITY PACKS REPETITIONS
+//   PACKS.offsets (int64) and PACKS.documents (int32): a pack index
+//   PACKS.span_offsets (int64) and PACKS.spans (int32): the dataset's supervised spans
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <exception>
+#include <fstream>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "core/error.h"
+#include "core/gather.h"
+#include "core/indexed_dataset.h"
+
+namespace {
+
+template <class T>
+std::vector<T> read_array(const std::string& path) {
+  std::ifstream file(path, std::ios::binary | std::ios::ate);
+  if (!file) throw dsm::InputError(path + ": cannot be read");
+  const auto num_bytes = static_cast<size_t>(file.tellg());
+  std::vector<T> values(num_bytes / sizeof(T));
+  file.seekg(0);
+  file.read(reinterpret_cast<char*>(values.data()),
+            static_cast<std::streamsize>(values.size() * sizeof(T)));
+  return values;
+}
+
+/// Seconds of each call, after one call to warm up.
+template <class Call>
+std::vector<double> time_calls(int repetitions, const Call& call) {
+  call();
+  std::vector<double> seconds;
+  for (int i = 0; i < repetitions; ++i) {
+    const auto started = std::chrono::steady_clock::now();
+    call();
+    const auto ended = std::chrono::steady_clock::now();
+    seconds.push_back(std::chrono::duration<double>(ended - started).count());
+  }
+  return seconds;
+}
+
+void print_seconds(const char* name, const std::vector<double>& seconds) {
+  std::printf("\"%s\": [", name);
+  for (size_t i = 0; i < seconds.size(); ++i) {
+    std::printf("%s%.9g", i == 0 ? "" : ", ", seconds[i]);
+  }
+  std::printf("], ");
+}
+
+/// Sum of (i + 1) * x[i] modulo 2^64: tells arrays apart that differ in a value or in the order.
+template <class T>
+uint64_t checksum(std::span<const T> values) {
+  uint64_t sum = 0;
+  for (size_t i = 0; i < values.size(); ++i) {
+    sum += (i + 1) * static_cast<uint64_t>(static_cast<int64_t>(values[i]));
+  }
+  return sum;
+}
+
+/// Every document once as a view, as megatron.core gives it, and once copied out of the mapping.
+void bench_get(const std::string& prefix, const std::string& documents_path, int repetitions) {
+  const dsm::IndexedDataset dataset(prefix);
+  const auto documents = read_array<int64_t>(documents_path);
+  const int64_t token_bytes = dsm::token_bytes(dataset.token_type());
+
+  uint64_t num_tokens = 0;
+  const auto views = time_calls(repetitions, [&] {
+    num_tokens = 0;
+    for (const int64_t idx : documents) {
+      num_tokens += static_cast<uint64_t>(dataset.document(idx).length);
+    }
+  });
+
+  int64_t longest = 0;
+  for (const int64_t idx : documents) longest = std::max(longest, dataset.document(idx).length);
+  std::vector<std::byte> copy(static_cast<size_t>(longest * token_bytes));
+  uint64_t last_bytes = 0;
+  const auto copies = time_calls(repetitions, [&] {
+    last_bytes = 0;
+    for (const int64_t idx : documents) {
+      const dsm::DocumentView document = dataset.document(idx);
+      const auto num_bytes = static_cast<size_t>(document.length * token_bytes);
+      std::memcpy(copy.data(), document.data, num_bytes);
+      if (num_bytes > 0) last_bytes += static_cast<uint64_t>(copy[num_bytes - 1]);
+    }
+  });
+
+  std::printf("{");
+  print_seconds("views", views);
+  print_seconds("copies", copies);
+  std::printf("\"last_bytes\": %llu, \"num_tokens\": %llu}\n",
+              static_cast<unsigned long long>(last_bytes),
+              static_cast<unsigned long long>(num_tokens));
+}
+
+/// Every pack gathered, in order, into the same buffers.
+void bench_gather(const std::string& prefix, int64_t vocab_size, size_t capacity,
+                  const std::string& packs, int repetitions) {
+  const dsm::IndexedDataset dataset(prefix);
+  const auto offsets = read_array<int64_t>(packs + ".offsets");
+  const auto documents = read_array<int32_t>(packs + ".documents");
+  const auto span_offsets = read_array<int64_t>(packs + ".span_offsets");
+  const auto spans = read_array<int32_t>(packs + ".spans");
+  const dsm::SpanTable supervision{span_offsets, spans};
+
+  int64_t max_documents = 0;
+  for (size_t p = 0; p + 1 < offsets.size(); ++p) {
+    max_documents = std::max(max_documents, offsets[p + 1] - offsets[p]);
+  }
+  std::vector<int64_t> tokens(capacity), labels(capacity), position_ids(capacity);
+  std::vector<float> loss_weights(capacity);
+  std::vector<int32_t> document_ids(capacity), cu_seqlens(static_cast<size_t>(max_documents + 2));
+  const dsm::PackedBatchView out{tokens,       labels,       loss_weights,
+                                 position_ids, document_ids, cu_seqlens};
+  const auto gather = [&](size_t p) {
+    const std::span<const int32_t> pack(documents.data() + offsets[p],
+                                        static_cast<size_t>(offsets[p + 1] - offsets[p]));
+    return dsm::gather_pack<int32_t>(dataset, supervision, pack, vocab_size, 0, out);
+  };
+
+  uint64_t work = 0;
+  for (size_t p = 0; p + 1 < offsets.size(); ++p) {
+    gather(p);
+    work += checksum<int64_t>(tokens) + 3 * checksum<int64_t>(labels) +
+            5 * checksum<float>(loss_weights) + 7 * checksum<int64_t>(position_ids) +
+            11 * checksum<int32_t>(document_ids) + 13 * checksum<int32_t>(cu_seqlens);
+  }
+  const auto seconds = time_calls(repetitions, [&] {
+    for (size_t p = 0; p + 1 < offsets.size(); ++p) gather(p);
+  });
+  std::printf("{");
+  print_seconds("packs", seconds);
+  std::printf("\"checksum\": %llu}\n", static_cast<unsigned long long>(work));
+}
+
+int run(std::span<char*> arguments) {
+  const std::string_view what = arguments.size() > 1 ? arguments[1] : "";
+  if (what == "get" && arguments.size() == 5) {
+    bench_get(arguments[2], arguments[3], std::stoi(arguments[4]));
+  } else if (what == "gather" && arguments.size() == 7) {
+    bench_gather(arguments[2], std::stoll(arguments[3]), std::stoul(arguments[4]), arguments[5],
+                 std::stoi(arguments[6]));
+  } else {
+    std::fprintf(stderr,
+                 "core_bench get PREFIX DOCUMENTS REPETITIONS\n"
+                 "core_bench gather PREFIX VOCAB_SIZE CAPACITY PACKS REPETITIONS\n");
+    return 2;
+  }
+  return 0;
+}
+
+}  // namespace
+
+int main(int num_arguments, char** arguments) {
+  try {
+    return run({arguments, static_cast<size_t>(num_arguments)});
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "core_bench: %s\n", error.what());
+    return 1;
+  }
+}
