@@ -14,7 +14,7 @@ from pathlib import Path
 from gathering import bench_gathering
 from lengths import make_lengths
 from packing import bench_packing
-from pending import has_arena
+from packing_large import bench_large_packing
 from reading import bench_reading
 from result_file import publish
 
@@ -32,9 +32,7 @@ def main() -> None:
         rows += bench_gathering(
             folder, arguments.gathered_documents, arguments.repetitions, arguments.core_bench
         )
-    if arguments.documents_100m and has_arena():
-        from packing_large import bench_large_packing
-
+    if arguments.documents_100m:
         large = make_lengths(arguments.documents_100m)
         rows += bench_large_packing(large, arguments.large_repetitions)
     publish(rows, arguments.output)

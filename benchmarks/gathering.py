@@ -7,7 +7,6 @@ import core_program
 import numpy as np
 from lengths import CAPACITY, make_lengths
 from numpy.typing import NDArray
-from pending import has_read_batch
 from result_file import Row, Timing, measure, summarize
 
 from dsm_engine.data.pack_index import PackIndex, build_pack_index
@@ -38,7 +37,8 @@ def bench_gathering(
         for name, array in expected.items():
             assert np.array_equal(getattr(batch, name)[: len(array)], array), name
 
-    ours = _time_reader(reader, repetitions)
+    ours = _time_batches(reader, 1, repetitions)
+    alone = _time_reader(reader, repetitions)
     in_numpy = _time_numpy(dataset, packs, max(repetitions // 3, 1))
     in_megatron = _time_megatron(folder, dataset, max(repetitions // 3, 1))
     n = packs.num_packs
@@ -55,12 +55,17 @@ def bench_gathering(
             in_megatron,
         ),
     ]
-    if has_read_batch():
-        one, two = (_time_batches(reader, threads, repetitions) for threads in (1, 2))
-        rows.append(row("gather_4096_python_2_threads", two, "the same on 1 thread", one))
+    rows.append(
+        row("gather_4096_python_one_a_call", alone, "numpy, document by document", in_numpy)
+    )
+    two = _time_batches(reader, 2, repetitions)
+    rows.append(row("gather_4096_python_2_threads", two, "the same on 1 thread", ours))
     if core_bench is not None:
-        in_cpp = _time_core(core_bench, folder, reader, repetitions)
-        rows.append(row("gather_4096_cpp", in_cpp, "numpy, document by document", in_numpy))
+        for dtype, in_cpp in _time_core(core_bench, folder, reader, repetitions).items():
+            suffix = "" if dtype == "int64" else f"_{dtype}"
+            rows.append(
+                row(f"gather_4096_cpp{suffix}", in_cpp, "numpy, document by document", in_numpy)
+            )
     return rows
 
 
@@ -176,8 +181,10 @@ def _time_megatron(folder: Path, dataset: TokenizedDataset, repetitions: int) ->
     return measure(read_all, repetitions).per(len(samples))
 
 
-def _time_core(core_bench: Path, folder: Path, reader: PackReader, repetitions: int) -> Timing:
-    """Seconds a pack in C++, its batches being the same as Python's."""
+def _time_core(
+    core_bench: Path, folder: Path, reader: PackReader, repetitions: int
+) -> dict[str, Timing]:
+    """Seconds a pack in C++ by dtype of the tokens, its batches being the same as Python's."""
     dataset, packs, prefix = reader.dataset, reader.packs, folder / "packs"
     for suffix, array in (
         (".offsets", packs.offsets),
@@ -190,8 +197,11 @@ def _time_core(core_bench: Path, folder: Path, reader: PackReader, repetitions: 
         core_bench, "gather", dataset.prefix, _VOCAB_SIZE, CAPACITY, prefix, repetitions
     )
     expected = sum(_checksum(reader.read(i)) for i in range(packs.num_packs)) % (1 << 64)
-    assert result["checksum"] == expected
-    return summarize(result["packs"]).per(packs.num_packs)
+    timings = {}
+    for dtype in ("int64", "int32"):
+        assert result[f"checksum_{dtype}"] == expected
+        timings[dtype] = summarize(result[dtype]).per(packs.num_packs)
+    return timings
 
 
 def _checksum(batch: PackedBatch) -> int:

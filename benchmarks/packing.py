@@ -7,7 +7,6 @@ import numpy as np
 import peers
 from lengths import CAPACITY
 from numpy.typing import NDArray
-from pending import has_arena
 from result_file import Row, measure
 
 from dsm_engine.data.pack_index import PackIndex, PackStrategy, build_pack_index
@@ -17,9 +16,7 @@ _BRIDGE_DOCUMENTS = 10_000  # its first-fit is quadratic: 776,000 documents take
 
 def bench_packing(lengths: NDArray[np.int32], repetitions: int, peers_folder: Path) -> list[Row]:
     rows = _bench_best_fit(lengths, repetitions, peers_folder)
-    strategies: list[PackStrategy] = ["random"]
-    if has_arena():
-        strategies.append("concat_split")
+    strategies: tuple[PackStrategy, ...] = ("random", "concat_split")
     documents = np.arange(len(lengths), dtype=np.int32)
     megatron = measure(lambda: peers.megatron_index(lengths, documents), repetitions)
     for strategy in strategies:

@@ -7,7 +7,6 @@ from typing import Any
 import core_program
 import numpy as np
 from numpy.typing import NDArray
-from pending import has_batches
 from result_file import Row, measure, summarize
 
 from dsm_engine.data.indexed_dataset import IndexedDataset, write_index
@@ -36,8 +35,7 @@ def bench_reading(
         baseline_value=measure(lambda: megatron.IndexedDataset(str(prefix)), repetitions),
     )
     rows = [opened, *_bench_views(ours, theirs, order, repetitions)]
-    if has_batches():
-        rows.append(_bench_batches(ours, theirs, order, repetitions))
+    rows.append(_bench_batches(ours, theirs, order, repetitions))
     if core_bench is not None:
         rows += _bench_core(core_bench, prefix, ours, theirs, order, repetitions)
     return rows

@@ -3,10 +3,78 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+class Arena:
+    def __init__(self) -> None: ...
+    @property
+    def idle_bytes(self) -> int: ...
 
 def build_packs(
-    lengths: NDArray[np.int32], capacity: int, strategy: str, seed: int, epoch: int
-) -> tuple[NDArray[np.int64], NDArray[Any]]: ...
+    lengths: NDArray[np.int32],
+    *,
+    capacity: int,
+    strategy: int,
+    seed: int,
+    epoch: int,
+    alignment: int,
+    overlong: int,
+    cost_token: int,
+    cost_square: int,
+    threads: int,
+    arena: Arena | None,
+) -> tuple[
+    NDArray[np.int64], NDArray[Any], NDArray[np.int32], tuple[int, int, int, int, int, int]
+]: ...
+def pack_statistics(
+    lengths: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    documents: NDArray[Any],
+    begins: NDArray[np.int32],
+    *,
+    capacity: int,
+    alignment: int,
+    truncates: bool,
+) -> tuple[int, int, int, int, int, int, tuple[int, ...], int, int]: ...
+def pack_totals(
+    lengths: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    documents: NDArray[Any],
+    begins: NDArray[np.int32],
+    *,
+    capacity: int,
+    alignment: int,
+    truncates: bool,
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def deal_packs(costs: NDArray[np.int64], ranks: int) -> NDArray[np.int64]: ...
+
+class PackFile:
+    header_bytes: int
+    hashed_bytes: int
+    strategy: int
+    overlong: int
+    cost: tuple[int, int]
+    ledger: tuple[int, int, int, int, int, int]
+    num_packs: int
+    num_pieces: int
+    capacity: int
+    alignment: int
+    seed: int
+    epoch: int
+    id_bytes: int
+    has_begins: bool
+    lengths_xxh3: int
+    payload_xxh3: int
+    header_xxh3: int
+    def __init__(self) -> None: ...
+    @staticmethod
+    def parse(content: Buffer, name: str) -> PackFile: ...
+    @property
+    def documents_begin(self) -> int: ...
+    @property
+    def begins_begin(self) -> int: ...
+    def check_arrays(self, content: Buffer, name: str) -> None: ...
+    def to_bytes(self) -> bytes: ...
 
 class PackOrder:
     def __init__(self, num_packs: int, seed: int) -> None: ...
@@ -52,6 +120,17 @@ class AttributeTable:
     def id_text(self) -> NDArray[np.uint8]: ...
     def check(self) -> None: ...
 
+class PackBuffers:
+    def __init__(
+        self,
+        tokens: NDArray[Any],
+        labels: NDArray[Any],
+        loss_weights: NDArray[np.float32],
+        position_ids: NDArray[Any],
+        document_ids: NDArray[np.int32],
+        cu_seqlens: NDArray[np.int32],
+    ) -> None: ...
+
 class PackGatherer:
     def __init__(
         self,
@@ -60,19 +139,19 @@ class PackGatherer:
         spans: NDArray[np.int32],
         pack_offsets: NDArray[np.int64],
         documents: NDArray[Any],
+        begins: NDArray[np.int32],
+        *,
+        capacity: int,
+        alignment: int,
+        truncates: bool,
         vocab_size: int,
         pad_id: int,
     ) -> None: ...
-    def gather(
-        self,
-        pack_idx: int,
-        tokens: NDArray[np.int64],
-        labels: NDArray[np.int64],
-        loss_weights: NDArray[np.float32],
-        position_ids: NDArray[np.int64],
-        document_ids: NDArray[np.int32],
-        cu_seqlens: NDArray[np.int32],
-    ) -> tuple[int, int, int]: ...
+    def gather(self, pack_idx: int, buffers: PackBuffers) -> tuple[int, int, int]: ...
+    def gather_batch(
+        self, pack_indices: NDArray[np.int64], buffers: list[PackBuffers], threads: int
+    ) -> NDArray[np.int64]: ...
+    def prefetch(self, pack_idx: int) -> None: ...
 
 def packed_metadata(
     cu_seqlens: int, num_entries: int, num_tokens: int, position_ids: int, document_ids: int

@@ -17,6 +17,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "core/error.h"
@@ -105,44 +106,64 @@ void bench_get(const std::string& prefix, const std::string& documents_path, int
               static_cast<unsigned long long>(num_tokens));
 }
 
-/// Every pack gathered, in order, into the same buffers.
-void bench_gather(const std::string& prefix, int64_t vocab_size, size_t capacity,
+/// Every pack gathered, in order, into the same buffers, those that follow being asked for ahead.
+template <class Index>
+std::pair<std::vector<double>, uint64_t> time_gather(const dsm::GatherSource& source,
+                                                     std::span<const int64_t> offsets,
+                                                     std::span<const int32_t> documents,
+                                                     int repetitions) {
+  const auto capacity = static_cast<size_t>(source.layout.capacity);
+  int64_t max_documents = 0;
+  for (size_t p = 0; p + 1 < offsets.size(); ++p) {
+    max_documents = std::max(max_documents, offsets[p + 1] - offsets[p]);
+  }
+  std::vector<Index> tokens(capacity), labels(capacity), position_ids(capacity);
+  std::vector<float> loss_weights(capacity);
+  std::vector<int32_t> document_ids(capacity), cu_seqlens(static_cast<size_t>(max_documents + 2));
+  const dsm::PackedBatchView<Index> out{tokens,       labels,       loss_weights,
+                                        position_ids, document_ids, cu_seqlens};
+  const size_t num_packs = offsets.size() - 1;
+  const auto pack_of = [&](size_t p) {
+    return documents.subspan(static_cast<size_t>(offsets[p]),
+                             static_cast<size_t>(offsets[p + 1] - offsets[p]));
+  };
+  const auto gather = [&](size_t p) {
+    if (p + 4 < num_packs) dsm::prefetch_entries(source, pack_of(p + 4));
+    if (p + 2 < num_packs) dsm::prefetch_tokens(source, pack_of(p + 2));
+    return dsm::gather_pack(source, dsm::PackView<int32_t>{pack_of(p), 0}, out);
+  };
+
+  uint64_t work = 0;
+  for (size_t p = 0; p < num_packs; ++p) {
+    gather(p);
+    work += checksum<Index>(tokens) + 3 * checksum<Index>(labels) +
+            5 * checksum<float>(loss_weights) + 7 * checksum<Index>(position_ids) +
+            11 * checksum<int32_t>(document_ids) + 13 * checksum<int32_t>(cu_seqlens);
+  }
+  const auto seconds = time_calls(repetitions, [&] {
+    for (size_t p = 0; p < num_packs; ++p) gather(p);
+  });
+  return {seconds, work};
+}
+
+void bench_gather(const std::string& prefix, int64_t vocab_size, int64_t capacity,
                   const std::string& packs, int repetitions) {
   const dsm::IndexedDataset dataset(prefix);
   const auto offsets = read_array<int64_t>(packs + ".offsets");
   const auto documents = read_array<int32_t>(packs + ".documents");
   const auto span_offsets = read_array<int64_t>(packs + ".span_offsets");
   const auto spans = read_array<int32_t>(packs + ".spans");
-  const dsm::SpanTable supervision{span_offsets, spans};
+  const dsm::GatherSource source{
+      dataset, {span_offsets, spans}, {.capacity = capacity}, vocab_size, 0};
 
-  int64_t max_documents = 0;
-  for (size_t p = 0; p + 1 < offsets.size(); ++p) {
-    max_documents = std::max(max_documents, offsets[p + 1] - offsets[p]);
-  }
-  std::vector<int64_t> tokens(capacity), labels(capacity), position_ids(capacity);
-  std::vector<float> loss_weights(capacity);
-  std::vector<int32_t> document_ids(capacity), cu_seqlens(static_cast<size_t>(max_documents + 2));
-  const dsm::PackedBatchView out{tokens,       labels,       loss_weights,
-                                 position_ids, document_ids, cu_seqlens};
-  const auto gather = [&](size_t p) {
-    const std::span<const int32_t> pack(documents.data() + offsets[p],
-                                        static_cast<size_t>(offsets[p + 1] - offsets[p]));
-    return dsm::gather_pack<int32_t>(dataset, supervision, pack, vocab_size, 0, out);
-  };
-
-  uint64_t work = 0;
-  for (size_t p = 0; p + 1 < offsets.size(); ++p) {
-    gather(p);
-    work += checksum<int64_t>(tokens) + 3 * checksum<int64_t>(labels) +
-            5 * checksum<float>(loss_weights) + 7 * checksum<int64_t>(position_ids) +
-            11 * checksum<int32_t>(document_ids) + 13 * checksum<int32_t>(cu_seqlens);
-  }
-  const auto seconds = time_calls(repetitions, [&] {
-    for (size_t p = 0; p + 1 < offsets.size(); ++p) gather(p);
-  });
+  const auto [wide, wide_work] = time_gather<int64_t>(source, offsets, documents, repetitions);
+  const auto [narrow, narrow_work] = time_gather<int32_t>(source, offsets, documents, repetitions);
   std::printf("{");
-  print_seconds("packs", seconds);
-  std::printf("\"checksum\": %llu}\n", static_cast<unsigned long long>(work));
+  print_seconds("int64", wide);
+  print_seconds("int32", narrow);
+  std::printf("\"checksum_int64\": %llu, \"checksum_int32\": %llu}\n",
+              static_cast<unsigned long long>(wide_work),
+              static_cast<unsigned long long>(narrow_work));
 }
 
 int run(std::span<char*> arguments) {
@@ -150,7 +171,7 @@ int run(std::span<char*> arguments) {
   if (what == "get" && arguments.size() == 5) {
     bench_get(arguments[2], arguments[3], std::stoi(arguments[4]));
   } else if (what == "gather" && arguments.size() == 7) {
-    bench_gather(arguments[2], std::stoll(arguments[3]), std::stoul(arguments[4]), arguments[5],
+    bench_gather(arguments[2], std::stoll(arguments[3]), std::stoll(arguments[4]), arguments[5],
                  std::stoi(arguments[6]));
   } else {
     std::fprintf(stderr,

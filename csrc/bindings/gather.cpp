@@ -1,3 +1,5 @@
+#include "core/gather.h"
+
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -9,7 +11,6 @@
 #include "bindings/core_bindings.h"
 #include "bindings/numpy_arrays.h"
 #include "core/error.h"
-#include "core/gather.h"
 #include "core/indexed_dataset.h"
 #include "core/parallel.h"
 
@@ -24,16 +25,15 @@ constexpr size_t entries_ahead = 4;
 class PackBuffers {
  public:
   PackBuffers(const py::array& tokens, const py::array& labels, Array<float> loss_weights,
-              const py::array& position_ids, Array<int32_t> document_ids,
-              Array<int32_t> cu_seqlens)
-      : kept_(py::make_tuple(tokens, labels, loss_weights, position_ids, document_ids,
-                             cu_seqlens)) {
+              const py::array& position_ids, Array<int32_t> document_ids, Array<int32_t> cu_seqlens)
+      : kept_(
+            py::make_tuple(tokens, labels, loss_weights, position_ids, document_ids, cu_seqlens)) {
     if (Array<int32_t>::check_(tokens)) {
-      view_ = view_as<int32_t>(tokens, labels, loss_weights, position_ids, document_ids,
-                               cu_seqlens);
+      view_ =
+          view_as<int32_t>(tokens, labels, loss_weights, position_ids, document_ids, cu_seqlens);
     } else {
-      view_ = view_as<int64_t>(tokens, labels, loss_weights, position_ids, document_ids,
-                               cu_seqlens);
+      view_ =
+          view_as<int64_t>(tokens, labels, loss_weights, position_ids, document_ids, cu_seqlens);
     }
   }
 
@@ -44,8 +44,7 @@ class PackBuffers {
   template <class Index>
   static PackedBatchView<Index> view_as(const py::array& tokens, const py::array& labels,
                                         Array<float>& loss_weights, const py::array& position_ids,
-                                        Array<int32_t>& document_ids,
-                                        Array<int32_t>& cu_seqlens) {
+                                        Array<int32_t>& document_ids, Array<int32_t>& cu_seqlens) {
     for (const py::array& array : {tokens, labels, position_ids}) {
       if (!Array<Index>::check_(array)) {
         throw py::type_error(
@@ -53,8 +52,8 @@ class PackBuffers {
       }
     }
     Array<Index> token_array(tokens), label_array(labels), position_array(position_ids);
-    const PackedBatchView<Index> view{mutable_view(token_array),    mutable_view(label_array),
-                                      mutable_view(loss_weights),   mutable_view(position_array),
+    const PackedBatchView<Index> view{mutable_view(token_array),  mutable_view(label_array),
+                                      mutable_view(loss_weights), mutable_view(position_array),
                                       mutable_view(document_ids), mutable_view(cu_seqlens)};
     const size_t size = view.tokens.size();
     if (view.labels.size() != size || view.loss_weights.size() != size ||
@@ -204,20 +203,19 @@ class PackGatherer {
 
 void bind_gather(py::module_& module) {
   py::class_<PackBuffers>(module, "PackBuffers")
-      .def(py::init<py::array, py::array, Array<float>, py::array, Array<int32_t>,
-                    Array<int32_t>>(),
-           py::arg("tokens").noconvert(), py::arg("labels").noconvert(),
-           py::arg("loss_weights").noconvert(), py::arg("position_ids").noconvert(),
-           py::arg("document_ids").noconvert(), py::arg("cu_seqlens").noconvert());
+      .def(
+          py::init<py::array, py::array, Array<float>, py::array, Array<int32_t>, Array<int32_t>>(),
+          py::arg("tokens").noconvert(), py::arg("labels").noconvert(),
+          py::arg("loss_weights").noconvert(), py::arg("position_ids").noconvert(),
+          py::arg("document_ids").noconvert(), py::arg("cu_seqlens").noconvert());
 
   py::class_<PackGatherer>(module, "PackGatherer")
-      .def(py::init<std::shared_ptr<IndexedDataset>, Array<int64_t>, Array<int32_t>,
-                    Array<int64_t>, py::array, Array<int32_t>, int64_t, int64_t, bool, int64_t,
-                    int64_t>(),
+      .def(py::init<std::shared_ptr<IndexedDataset>, Array<int64_t>, Array<int32_t>, Array<int64_t>,
+                    py::array, Array<int32_t>, int64_t, int64_t, bool, int64_t, int64_t>(),
            py::arg("dataset"), py::arg("span_offsets").noconvert(), py::arg("spans").noconvert(),
            py::arg("pack_offsets").noconvert(), py::arg("documents").noconvert(),
-           py::arg("begins").noconvert(), py::kw_only(), py::arg("capacity"),
-           py::arg("alignment"), py::arg("truncates"), py::arg("vocab_size"), py::arg("pad_id"))
+           py::arg("begins").noconvert(), py::kw_only(), py::arg("capacity"), py::arg("alignment"),
+           py::arg("truncates"), py::arg("vocab_size"), py::arg("pad_id"))
       .def("gather", &PackGatherer::gather, py::arg("pack_idx"), py::arg("buffers"))
       .def("gather_batch", &PackGatherer::gather_batch, py::arg("pack_indices").noconvert(),
            py::arg("buffers"), py::arg("threads"))

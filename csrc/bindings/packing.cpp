@@ -187,10 +187,9 @@ void bind_packing(py::module_& module) {
              py::arg("offsets").noconvert(), py::arg("documents").noconvert(),
              py::arg("begins").noconvert(), py::kw_only(), py::arg("capacity"),
              py::arg("alignment"), py::arg("truncates"));
-  module.def("pack_totals", &totals, py::arg("lengths").noconvert(),
-             py::arg("offsets").noconvert(), py::arg("documents").noconvert(),
-             py::arg("begins").noconvert(), py::kw_only(), py::arg("capacity"),
-             py::arg("alignment"), py::arg("truncates"));
+  module.def("pack_totals", &totals, py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
+             py::arg("documents").noconvert(), py::arg("begins").noconvert(), py::kw_only(),
+             py::arg("capacity"), py::arg("alignment"), py::arg("truncates"));
   module.def("deal_packs", &deal, py::arg("costs").noconvert(), py::arg("ranks"));
   bind_pack_file(module);
 

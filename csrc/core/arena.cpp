@@ -56,7 +56,8 @@ Arena::Block Arena::take(size_t bytes) {
   }
   void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (data == MAP_FAILED) throw std::bad_alloc();
-  if (bytes >= huge_page_bytes) ::madvise(data, bytes, MADV_HUGEPAGE);  // a wish, not always granted
+  if (bytes >= huge_page_bytes)
+    ::madvise(data, bytes, MADV_HUGEPAGE);  // a wish, not always granted
   return {static_cast<std::byte*>(data), bytes};
 }
 
@@ -76,7 +77,8 @@ std::shared_ptr<std::byte> allocate_block(size_t bytes, Arena* arena) {
   if (bytes >= smallest_mapped_bytes) {
     return arena != nullptr ? arena->allocate(bytes) : shared_arena().allocate(bytes);
   }
-  void* data = std::aligned_alloc(cache_line_bytes, round_up(bytes == 0 ? 1 : bytes, cache_line_bytes));
+  void* data =
+      std::aligned_alloc(cache_line_bytes, round_up(bytes == 0 ? 1 : bytes, cache_line_bytes));
   if (data == nullptr) throw std::bad_alloc();
   return {static_cast<std::byte*>(data), [](std::byte* memory) { std::free(memory); }};
 }

@@ -152,8 +152,8 @@ class BucketShuffle {
     step = local;
   }
 
-  /// Fills buckets with room to spare, so that none need be counted first, and visits each while the
-  /// next is shuffled. False, with nothing visited, where one would overflow.
+  /// Fills buckets with room to spare, so that none need be counted first, and visits each while
+  /// the next is shuffled. False, with nothing visited, where one would overflow.
   template <class EntryOf, class Step>
   bool visit_uncounted(EntryOf entry_of, Arena* arena, Step& step) const {
     const double mean = static_cast<double>(n_) / static_cast<double>(num_buckets());

@@ -20,8 +20,8 @@ class Assembly {
   Assembly(const GatherSource& source, const PackedBatchView<Index>& out)
       : source_(source),
         out_(out),
-        last_id_(static_cast<uint32_t>(std::min<int64_t>(source.vocab_size - 1,
-                                                         std::numeric_limits<int32_t>::max()))) {
+        last_id_(static_cast<uint32_t>(
+            std::min<int64_t>(source.vocab_size - 1, std::numeric_limits<int32_t>::max()))) {
     out.cu_seqlens[0] = 0;
   }
 
@@ -59,10 +59,10 @@ class Assembly {
         return widen_tokens(reinterpret_cast<const int32_t*>(view.data) + begin, length, last_id_,
                             out);
       default:
-        throw InputError(concat(
-            source_.dataset.prefix().string(),
-            ".idx: expected tokens of dtype code 8 (uint16) or 4 (int32), found ",
-            static_cast<int>(source_.dataset.token_type())));
+        throw InputError(
+            concat(source_.dataset.prefix().string(),
+                   ".idx: expected tokens of dtype code 8 (uint16) or 4 (int32), found ",
+                   static_cast<int>(source_.dataset.token_type())));
     }
   }
 
@@ -211,7 +211,7 @@ void prefetch_tokens(const GatherSource& source, std::span<const Id> documents) 
   }
 }
 
-#define DSM_INSTANTIATE(Id, Index)                                              \
+#define DSM_INSTANTIATE(Id, Index)                                            \
   template PackedCounts gather_pack(const GatherSource&, const PackView<Id>&, \
                                     const PackedBatchView<Index>&);
 DSM_INSTANTIATE(int32_t, int32_t)

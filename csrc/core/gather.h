@@ -54,9 +54,9 @@ template <class Id, class Index>
 PackedCounts gather_pack(const GatherSource& source, const PackView<Id>& pack,
                          const PackedBatchView<Index>& out);
 
-// The documents of a pack lie anywhere in the files, so gathering one waits for memory unless it was
-// asked for ahead: the entries of the tables two packs before, which say where the tokens are, and
-// the tokens one pack before. Damage is not reported here but when the pack is gathered.
+// The documents of a pack lie anywhere in the files, so gathering one waits for memory unless it
+// was asked for ahead: the entries of the tables two packs before, which say where the tokens are,
+// and the tokens one pack before. Damage is not reported here but when the pack is gathered.
 
 template <class Id>
 void prefetch_entries(const GatherSource& source, std::span<const Id> documents) noexcept;

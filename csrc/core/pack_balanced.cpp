@@ -122,9 +122,8 @@ Packs<Id> pack_balanced(const PackInput& input) {
   int64_t packs_of_best = std::numeric_limits<int64_t>::max();
   for (const int64_t slack_permille : {0, 2, 5, 10, 20, 40, 80}) {
     BalancedPlanner planner(input, fewest + fewest * slack_permille / 1000);
-    sorted.for_each_class([&](int64_t slots, int64_t count, int64_t first) {
-      planner.place(slots, count, first);
-    });
+    sorted.for_each_class(
+        [&](int64_t slots, int64_t count, int64_t first) { planner.place(slots, count, first); });
     PackGroups groups = std::move(planner).finish();
     if (groups.num_packs() < packs_of_best) {
       packs_of_best = groups.num_packs();

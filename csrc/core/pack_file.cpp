@@ -99,14 +99,13 @@ PackFile parse_pack_file(std::span<const std::byte> bytes, const std::string& na
                             raw.version, ": build the pack index again"));
   }
   check_ranges(raw, name);
-  const CheckedSize documents_begin = aligned(CheckedSize(sizeof(RawHeader)) +
-                                              CheckedSize(8) * (CheckedSize(raw.num_packs) + 1));
+  const CheckedSize documents_begin =
+      aligned(CheckedSize(sizeof(RawHeader)) + CheckedSize(8) * (CheckedSize(raw.num_packs) + 1));
   const CheckedSize documents_end =
       documents_begin + CheckedSize(raw.id_bytes) * CheckedSize(raw.num_pieces);
   const CheckedSize begins_begin = aligned(documents_end);
-  const CheckedSize end = raw.has_begins
-                              ? begins_begin + CheckedSize(4) * CheckedSize(raw.num_packs)
-                              : documents_end;
+  const CheckedSize end =
+      raw.has_begins ? begins_begin + CheckedSize(4) * CheckedSize(raw.num_packs) : documents_end;
   if (!end.equals(bytes.size())) {
     throw InputError(concat(name, ": expected ",
                             end.overflowed() ? "more than 2^64" : concat(end.value()),
@@ -116,12 +115,10 @@ PackFile parse_pack_file(std::span<const std::byte> bytes, const std::string& na
   file.strategy = static_cast<PackStrategy>(raw.strategy);
   file.overlong = static_cast<OverlongPolicy>(raw.overlong);
   file.cost = {raw.cost_token, raw.cost_square};
-  file.ledger = {static_cast<int64_t>(raw.num_documents),
-                 static_cast<int64_t>(raw.tokens),
-                 static_cast<int64_t>(raw.dropped_documents),
-                 static_cast<int64_t>(raw.dropped_tokens),
-                 static_cast<int64_t>(raw.truncated_documents),
-                 static_cast<int64_t>(raw.truncated_tokens)};
+  file.ledger = {
+      static_cast<int64_t>(raw.num_documents),       static_cast<int64_t>(raw.tokens),
+      static_cast<int64_t>(raw.dropped_documents),   static_cast<int64_t>(raw.dropped_tokens),
+      static_cast<int64_t>(raw.truncated_documents), static_cast<int64_t>(raw.truncated_tokens)};
   file.num_packs = static_cast<int64_t>(raw.num_packs);
   file.num_pieces = static_cast<int64_t>(raw.num_pieces);
   file.capacity = static_cast<int64_t>(raw.capacity);

@@ -155,14 +155,14 @@ Packs<Id> write_packs(const PackGroups& groups, const SortedDocuments<Id>& sorte
   const int64_t parts = input.threads;
   packs.offsets[0] = 0;
   for_each_part(input.threads, parts, [&](int64_t part) {
-    groups.for_each_slice(
-        part_begin(num_packs, parts, part), part_begin(num_packs, parts, part + 1),
-        [&](int64_t pack, const GroupSlice& slice) {
-          const int64_t documents = groups.group(slice.group).documents_per_pack;
-          for (int64_t i = 0; i < slice.count; ++i) {
-            packs.offsets[place_of[pack + i] + 1] = documents;
-          }
-        });
+    groups.for_each_slice(part_begin(num_packs, parts, part),
+                          part_begin(num_packs, parts, part + 1),
+                          [&](int64_t pack, const GroupSlice& slice) {
+                            const int64_t documents = groups.group(slice.group).documents_per_pack;
+                            for (int64_t i = 0; i < slice.count; ++i) {
+                              packs.offsets[place_of[pack + i] + 1] = documents;
+                            }
+                          });
   });
   for (int64_t p = 0; p < num_packs; ++p) packs.offsets[p + 1] += packs.offsets[p];
 

@@ -53,9 +53,10 @@ void check_ranges(const PackPlan& plan) {
   if (plan.strategy == PackStrategy::balanced &&
       (plan.cost.token + plan.cost.square == 0 || plan.cost.token > largest_cost ||
        plan.cost.square > largest_cost >> 24)) {
-    throw InputError(concat("cannot pack: the cost of a token must be 0 to 2^31 and of a squared "
-                            "length 0 to 128, not both 0, found ",
-                            plan.cost.token, " and ", plan.cost.square));
+    throw InputError(
+        concat("cannot pack: the cost of a token must be 0 to 2^31 and of a squared "
+               "length 0 to 128, not both 0, found ",
+               plan.cost.token, " and ", plan.cost.square));
   }
 }
 
@@ -126,8 +127,8 @@ Packs<Id> build_packs(const PackPlan& plan) {
   assert(plan.lengths.size() <= static_cast<size_t>(std::numeric_limits<Id>::max()));
   check_ranges(plan);
   const int64_t n = static_cast<int64_t>(plan.lengths.size());
-  const int threads = static_cast<int>(
-      std::clamp<int64_t>(n / documents_worth_a_thread, 1, plan.threads));
+  const int threads =
+      static_cast<int>(std::clamp<int64_t>(n / documents_worth_a_thread, 1, plan.threads));
   if (n > StreamEntry::max_documents) {
     throw InputError(concat("cannot pack: more than ", StreamEntry::max_documents, " documents"));
   }

@@ -54,8 +54,9 @@ int64_t for_each_piece(const PackLayout& layout, const PackView<Id>& pack, Lengt
     const bool may_be_cut = layout.splits || (layout.truncates && used == 0);
     if (rest <= 0 || room <= 0 || (rest > room && !may_be_cut)) {
       throw UnfitPackError(concat("the documents of this pack do not fill it as planned (document ",
-                              document, ", ", rest, " tokens for ", room, " of ", layout.capacity,
-                              " slots): the pack index was built for other documents"));
+                                  document, ", ", rest, " tokens for ", room, " of ",
+                                  layout.capacity,
+                                  " slots): the pack index was built for other documents"));
     }
     const int64_t length = std::min(rest, room);
     const int64_t slots =

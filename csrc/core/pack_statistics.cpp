@@ -26,8 +26,7 @@ void for_each_pack(std::span<const int32_t> lengths, const PackLayout& layout,
   for (size_t p = 0; p + 1 < offsets.size(); ++p) {
     const auto first = static_cast<size_t>(offsets[p]);
     const auto last = static_cast<size_t>(offsets[p + 1]);
-    const PackView<Id> pack{documents.subspan(first, last - first),
-                            layout.splits ? begins[p] : 0};
+    const PackView<Id> pack{documents.subspan(first, last - first), layout.splits ? begins[p] : 0};
     PackTotals totals;
     totals.slots = for_each_piece(layout, pack, length_of, [&](const PackPiece<Id>& piece) {
       totals.tokens += piece.length;
@@ -72,13 +71,12 @@ void pack_totals(std::span<const int32_t> lengths, const PackLayout& layout,
                 });
 }
 
-#define DSM_INSTANTIATE(Id)                                                                   \
-  template PackStatistics pack_statistics(std::span<const int32_t>, const PackLayout&,       \
-                                          std::span<const int64_t>, std::span<const Id>,     \
-                                          std::span<const int32_t>);                         \
-  template void pack_totals(std::span<const int32_t>, const PackLayout&,                     \
-                            std::span<const int64_t>, std::span<const Id>,                   \
-                            std::span<const int32_t>, const PackTotalsView&);
+#define DSM_INSTANTIATE(Id)                                                                        \
+  template PackStatistics pack_statistics(std::span<const int32_t>, const PackLayout&,             \
+                                          std::span<const int64_t>, std::span<const Id>,           \
+                                          std::span<const int32_t>);                               \
+  template void pack_totals(std::span<const int32_t>, const PackLayout&, std::span<const int64_t>, \
+                            std::span<const Id>, std::span<const int32_t>, const PackTotalsView&);
 DSM_INSTANTIATE(int32_t)
 DSM_INSTANTIATE(int64_t)
 #undef DSM_INSTANTIATE

@@ -11,11 +11,11 @@ namespace dsm {
 /// How well packs are filled, and how even they are.
 struct PackStatistics {
   int64_t num_packs = 0;
-  int64_t num_pieces = 0;         ///< documents, each part of a cut one by itself
-  int64_t max_pieces = 0;         ///< of the fullest pack
-  int64_t tokens = 0;             ///< of documents, in packs
-  int64_t alignment_padding = 0;  ///< slots behind documents up to the alignment
-  int64_t tail_padding = 0;       ///< slots behind the last document of a pack
+  int64_t num_pieces = 0;                    ///< documents, each part of a cut one by itself
+  int64_t max_pieces = 0;                    ///< of the fullest pack
+  int64_t tokens = 0;                        ///< of documents, in packs
+  int64_t alignment_padding = 0;             ///< slots behind documents up to the alignment
+  int64_t tail_padding = 0;                  ///< slots behind the last document of a pack
   std::array<int64_t, 10> fill_histogram{};  ///< packs by tokens / capacity, tenths; 1 in the last
   int64_t sum_squares = 0;  ///< over all pieces, slots^2: what block-diagonal attention costs
   int64_t max_squares = 0;  ///< of one pack

@@ -11,11 +11,12 @@ namespace dsm {
 // which at one pack in a dozen documents are hard to predict, a step writes where a pack would
 // begin whether one does or not.
 
-/// A pack closes when the next document does not fit.
-template <class Id>
+/// A pack closes when the next document does not fit. Offsets and Documents are pointers, or what
+/// can be indexed like one.
+template <class Id, class Offsets = int64_t*, class Documents = Id*>
 class NextFitStep {
  public:
-  NextFitStep(int64_t capacity, int64_t* offsets, Id* documents)
+  NextFitStep(int64_t capacity, Offsets offsets, Documents documents)
       : capacity_(capacity), offsets_(offsets), documents_(documents) {}
 
   [[gnu::always_inline]] void operator()(uint64_t entry) {
@@ -35,8 +36,8 @@ class NextFitStep {
   int64_t room_ = 0;
   int64_t num_packs_ = 0;
   int64_t num_pieces_ = 0;
-  int64_t* offsets_;
-  Id* documents_;
+  Offsets offsets_;
+  Documents documents_;
 };
 
 /// Every pack but the last is filled to its end; a document that lies across is cut. No document

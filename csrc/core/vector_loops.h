@@ -22,7 +22,6 @@ void fill_equal(int32_t* out, int64_t n, int32_t value);
 void fill_equal(int64_t* out, int64_t n, int64_t value);
 void fill_equal(float* out, int64_t n, float value);
 
-
 /// The words of RandomStream(key), from the `first`-th on (from 0).
 void fill_random_words(uint64_t key, uint64_t first, uint64_t* out, int64_t n);
 

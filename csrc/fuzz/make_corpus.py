@@ -6,6 +6,7 @@ Small ones of each kind are committed in csrc/fuzz/corpus. A new target is one m
 TARGETS, of the name that CMakeLists.txt and the Makefile know.
 """
 
+import dataclasses
 import io
 import sys
 import tempfile
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from dsm_engine.data.indexed_dataset import write_index
+from dsm_engine.data.pack_file import save_pack_index
+from dsm_engine.data.pack_index import STRATEGIES, build_pack_index
 from dsm_engine.data.sidecars import AttributeTableWriter, SpanTableWriter
 from dsm_engine.data.tokenized_dataset import TokenizedDatasetWriter
 
@@ -67,11 +70,26 @@ def manifest_seeds(folder: Path) -> Seeds:
         yield name, (folder / f"{name}.manifest.json").read_bytes()
 
 
+def pack_index_seeds(folder: Path) -> Seeds:
+    """A pack index of each strategy and size, ids of 4 and of 8 bytes."""
+    for strategy in STRATEGIES:
+        for name, lengths in _LENGTHS.items():
+            packs = build_pack_index(
+                lengths, capacity=64, strategy=strategy, seed=1, alignment=2, overlong="truncate"
+            )
+            save_pack_index(packs, folder / "packs")
+            yield f"{strategy}_{name}", (folder / "packs").read_bytes()
+    wide = dataclasses.replace(packs, documents=packs.documents.astype(np.int64))
+    save_pack_index(wide, folder / "packs")
+    yield "wide", (folder / "packs").read_bytes()
+
+
 TARGETS: dict[str, Callable[[Path], Seeds]] = {
     "index": index_seeds,
     "spans": span_seeds,
     "attributes": attribute_seeds,
     "manifest": manifest_seeds,
+    "pack_index": pack_index_seeds,
 }
 
 

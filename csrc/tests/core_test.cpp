@@ -1,45 +1,16 @@
-// Checks of the core that Python cannot reach: the 64-bit document ids of more than 2^31 - 1
-// documents, and the pieces below the public functions.
+// Checks of the pieces below the public functions, which Python cannot reach.
 
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <vector>
 
 #include "core/checked_size.h"
 #include "core/error.h"
-#include "core/pack_index.h"
 #include "core/packed_metadata.h"
 #include "core/random.h"
 #include "core/residual_set.h"
+#include "tests/check.h"
 
 namespace {
-
-#define CHECK(condition)                                                           \
-  do {                                                                             \
-    if (!(condition)) {                                                            \
-      std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                \
-    }                                                                              \
-  } while (false)
-
-void ids_of_64_bits_give_the_packs_of_32_bits() {
-  std::vector<int32_t> lengths(50'000);
-  dsm::RandomStream random(1);
-  for (int32_t& length : lengths) length = static_cast<int32_t>(random.below(300)) + 1;
-  for (const auto strategy : {dsm::PackStrategy::random, dsm::PackStrategy::best_fit}) {
-    const dsm::PackPlan plan{lengths, 1000, strategy, 7, 0};
-    const auto narrow = dsm::build_packs<int32_t>(plan);
-    const auto wide = dsm::build_packs<int64_t>(plan);
-    CHECK(narrow.offsets.size() == wide.offsets.size());
-    for (int64_t p = 0; p < narrow.offsets.size(); ++p) {
-      CHECK(narrow.offsets[p] == wide.offsets[p]);
-    }
-    for (int64_t i = 0; i < narrow.documents.size(); ++i) {
-      CHECK(narrow.documents[i] == wide.documents[i]);
-    }
-  }
-}
 
 void residual_set_finds_the_smallest_member_at_or_above() {
   constexpr int64_t limit = 300'000;  // four levels of words
@@ -95,7 +66,6 @@ void metadata_of_a_part_equals_that_of_the_whole() {
 }  // namespace
 
 int main() {
-  ids_of_64_bits_give_the_packs_of_32_bits();
   residual_set_finds_the_smallest_member_at_or_above();
   sizes_remember_that_they_overflowed();
   random_numbers_stay_below_their_bound();

@@ -3,8 +3,6 @@
 
 #include "core/indexed_dataset.h"
 
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -17,16 +15,9 @@
 #include "core/error.h"
 #include "core/index_view.h"
 #include "core/span_table.h"
+#include "tests/check.h"
 
 namespace {
-
-#define CHECK(condition)                                                           \
-  do {                                                                             \
-    if (!(condition)) {                                                            \
-      std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      std::exit(1);                                                                \
-    }                                                                              \
-  } while (false)
 
 using Bytes = std::vector<std::byte>;
 

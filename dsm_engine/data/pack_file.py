@@ -3,6 +3,7 @@
 docs/formats.md has the byte table.
 """
 
+import mmap
 from pathlib import Path
 
 import numpy as np
@@ -98,17 +99,15 @@ def load_pack_index(path: Path) -> PackIndex:
 def is_pack_index(path: Path) -> bool:
     """Whether a file with a pack index's first bytes stands at `path`."""
     try:
-        with path.open("rb") as file:
-            return file.read(len(_MAGIC)) == _MAGIC
-    except OSError:
+        return _begins_as_index(path)
+    except (OSError, ValueError):
         return False
 
 
 def refuse_other_files(path: Path) -> None:
     """Raises DsmError where something other than a pack index stands at `path`."""
     try:
-        with path.open("rb") as file:
-            is_index = file.read(len(_MAGIC)) == _MAGIC
+        is_index = _begins_as_index(path)
     except FileNotFoundError:
         return
     except (OSError, ValueError) as error:
@@ -118,7 +117,12 @@ def refuse_other_files(path: Path) -> None:
         raise DsmError(f"{path}: is there and is no pack index; choose another name")
 
 
-def _check_checksums(path: Path, content: bytes, header: "_core.PackFile") -> None:
+def _begins_as_index(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC
+
+
+def _check_checksums(path: Path, content: mmap.mmap | bytes, header: "_core.PackFile") -> None:
     with memoryview(content) as view:
         found = xxhash.xxh3_64_intdigest(view[:_HASHED_BYTES])
         if found != header.header_xxh3:
