@@ -15,7 +15,8 @@ from dsm_engine.data.tokenized_dataset import TokenizedDataset, TokenizedDataset
 
 _VOCAB_SIZE = 32_000
 _CHECKED_PACKS = 50
-_BATCH = 64
+_BATCH = 16  # packs a call, whose buffers stay in the cache
+_BATCH_OF_THREADS = 128
 _CHECKSUM_FACTORS = {
     "tokens": 1,
     "labels": 3,
@@ -37,7 +38,7 @@ def bench_gathering(
         for name, array in expected.items():
             assert np.array_equal(getattr(batch, name)[: len(array)], array), name
 
-    ours = _time_batches(reader, 1, repetitions)
+    ours = _time_batches(reader, _BATCH, 1, repetitions)
     alone = _time_reader(reader, repetitions)
     in_numpy = _time_numpy(dataset, packs, max(repetitions // 3, 1))
     in_megatron = _time_megatron(folder, dataset, max(repetitions // 3, 1))
@@ -58,8 +59,8 @@ def bench_gathering(
     rows.append(
         row("gather_4096_python_one_a_call", alone, "numpy, document by document", in_numpy)
     )
-    two = _time_batches(reader, 2, repetitions)
-    rows.append(row("gather_4096_python_2_threads", two, "the same on 1 thread", ours))
+    one, two = (_time_batches(reader, _BATCH_OF_THREADS, t, repetitions) for t in (1, 2))
+    rows.append(row("gather_4096_python_2_threads", two, "the same on 1 thread", one))
     if core_bench is not None:
         for dtype, in_cpp in _time_core(core_bench, folder, reader, repetitions).items():
             suffix = "" if dtype == "int64" else f"_{dtype}"
@@ -121,10 +122,11 @@ def _time_reader(reader: PackReader, repetitions: int) -> Timing:
     return measure(read_all, repetitions).per(reader.packs.num_packs)
 
 
-def _time_batches(reader: PackReader, threads: int, repetitions: int) -> Timing:
+def _time_batches(reader: PackReader, batch: int, threads: int, repetitions: int) -> Timing:
     """Seconds a pack where one call gathers many, into the same buffers."""
     num_packs = reader.packs.num_packs
-    order = np.arange(num_packs - num_packs % _BATCH).reshape(-1, _BATCH)
+    batch = min(batch, num_packs)
+    order = np.arange(num_packs - num_packs % batch).reshape(-1, batch)
     out = reader.read_batch(order[0])
 
     def read_all() -> None:

@@ -43,9 +43,11 @@ class PackedBatch:
     """With the tail padding."""
     num_supervised: int = 0
     """Positions with a label."""
-    document_idx: NDArray[Any] = field(default_factory=lambda: np.empty(0, np.int32))
-    """[k], the documents' numbers in the dataset; the tail padding has none."""
-    core: _core.PackBuffers = field(init=False)
+    packs: PackIndex | None = field(default=None, repr=False)
+    """The index that was read from, None before."""
+    pack_idx: int = -1
+    """The pack of it that the buffers hold."""
+    core: _core.PackBuffers = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.core = _core.PackBuffers(
@@ -56,6 +58,12 @@ class PackedBatch:
             self.document_ids,
             self.cu_seqlens,
         )
+
+    @property
+    def document_idx(self) -> NDArray[Any]:
+        """[k], the documents' numbers in the dataset, a view; the tail padding has none."""
+        assert self.packs is not None, "nothing was read yet"
+        return self.packs.pack(self.pack_idx)
 
 
 class PackReader:
@@ -103,8 +111,7 @@ class PackReader:
         batch = self.allocate() if out is None else out
         counts = self._core.gather(pack_idx, batch.core)
         batch.max_seqlen, batch.num_documents, batch.num_supervised = counts
-        offsets = self.packs.offsets
-        batch.document_idx = self.packs.documents[offsets[pack_idx] : offsets[pack_idx + 1]]
+        batch.packs, batch.pack_idx = self.packs, pack_idx
         return batch
 
     def read_batch(
@@ -123,7 +130,7 @@ class PackReader:
         counts = self._core.gather_batch(indices, [batch.core for batch in batches], threads)
         for pack_idx, batch, found in zip(indices.tolist(), batches, counts.tolist(), strict=True):
             batch.max_seqlen, batch.num_documents, batch.num_supervised = found
-            batch.document_idx = self.packs.pack(pack_idx)
+            batch.packs, batch.pack_idx = self.packs, pack_idx
         return batches
 
     def prefetch(self, pack_idx: int) -> None:

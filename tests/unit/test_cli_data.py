@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from dsm_engine.cli import main
+from dsm_engine.data.pack_file import load_pack_index
+from dsm_engine.data.pack_index import STRATEGIES
 from dsm_engine.data.tokenized_dataset import TokenizedDataset, TokenizedDatasetWriter
 
 Captured = pytest.CaptureFixture[str]
@@ -142,3 +144,37 @@ def test_inspect_names_a_document_with_a_foreign_token(
         tokens.write(b"\xff\xff")
     line = _fails(capsys, "inspect", tmp_path / "train")
     assert "train.bin: is damaged: document 0 has the token id 65535" in line
+
+
+def test_pack_prints_every_strategy_and_counts_what_is_too_long(
+    tmp_path: Path, sample_data: Path, capsys: Captured
+) -> None:
+    prefix, output = sample_data / "train", tmp_path / "a.packs"
+    words = ["pack", str(prefix), "--output", str(output), "--alignment", "8"]
+    assert main([*words, "--capacity", "64", "--overlong", "drop", "--strategy", "balanced"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    for strategy in STRATEGIES:
+        assert f"{strategy}: " in printed
+    packs, lengths = load_pack_index(output), TokenizedDataset(prefix).lengths
+    assert (packs.strategy, packs.alignment, packs.overlong) == ("balanced", 8, "drop")
+    dropped = int((lengths > 64).sum())
+    assert packs.ledger.dropped_documents == dropped > 0
+    assert f"too long for a pack: {dropped:,} documents dropped" in printed
+    assert main([*words, "--capacity", "8", "--overlong", "drop"]) == 2
+    assert "no document is short enough" in capsys.readouterr().err
+    assert "multiple of the alignment" in _fails(capsys, "pack", prefix, "--alignment", "7")
+
+
+def test_verify_checks_a_pack_index(tmp_path: Path, sample_data: Path, capsys: Captured) -> None:
+    prefix, path = sample_data / "train", tmp_path / "a.packs"
+    assert main(["pack", str(prefix), "--output", str(path)]) == 0
+    capsys.readouterr()
+    assert main(["verify", str(path), "--dataset", str(prefix)]) == 0
+    assert "whole;" in capsys.readouterr().out
+    other = sample_data / "validation"
+    assert "built for other documents" in _fails(capsys, "verify", path, "--dataset", other)
+    assert "is no pack index" in _fails(capsys, "verify", prefix, "--dataset", prefix)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert "its checksum differs" in _fails(capsys, "verify", path)

@@ -337,7 +337,7 @@ def test_balanced_packs_cost_nearly_the_same_and_few_are_more() -> None:
 
 
 def test_balanced_puts_a_document_into_the_pack_of_least_cost_that_has_room() -> None:
-    # Three packs at least: 7, 6 and 4 open them, 3 joins the 4 (7 is the least cost after), 2 the 6.
+    # Three packs at least: 7, 6 and 4 open them; 3 joins the 4, then 2 the 6.
     cost = PackCost(token=1, square=0)
     packs = build_pack_index([7, 6, 4, 3, 2], capacity=10, strategy="balanced", seed=0, cost=cost)
     found = sorted(sorted(packs.pack(i).tolist()) for i in range(packs.num_packs))

@@ -1,0 +1,83 @@
+"""The stream of packs: what a step trains on, and how data-parallel ranks share it."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+
+from dsm_engine.data.pack_index import STRATEGIES, build_pack_index
+from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.loop import train
+from dsm_engine.training.stream import PackStream
+
+BATCH = 8
+
+
+def _streams(dataset: TokenizedDataset, strategy: Any, ranks: int) -> list[PackStream]:
+    packs = build_pack_index(dataset.lengths, capacity=512, strategy=strategy, seed=1)
+    return [
+        PackStream(
+            dataset,
+            packs,
+            pad_id=0,
+            seed=3,
+            context=cast(
+                Any, SimpleNamespace(dp_rank=rank, dp_size=ranks, device=torch.device("cpu"))
+            ),
+        )
+        for rank in range(ranks)
+    ]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_ranks_share_the_packs_of_a_step(sample_data: Path, strategy, ranks: int) -> None:
+    dataset = TokenizedDataset(sample_data / "train")
+    streams = _streams(dataset, strategy, ranks)
+    packs = streams[0].packs_of_step(1, BATCH)
+    assert all(stream.packs_of_step(1, BATCH) == packs for stream in streams)
+    shares = [[batch.tokens for batch in stream.micro_batches(packs)] for stream in streams]
+    assert all(len(share) == BATCH // ranks for share in shares)
+    (alone,) = _streams(dataset, strategy, 1)
+    whole = [batch.tokens for batch in alone.micro_batches(packs)]
+    assert sorted(tuple(t.flatten().tolist()) for share in shares for t in share) == sorted(
+        tuple(t.flatten().tolist()) for t in whole
+    )
+
+
+def test_balanced_packs_are_dealt_so_that_ranks_cost_the_same(sample_data: Path) -> None:
+    dataset = TokenizedDataset(sample_data / "train")
+    streams = _streams(dataset, "balanced", 2)
+    for step in range(3):
+        packs = streams[0].packs_of_step(step, BATCH)
+        sums = []
+        for stream in streams:
+            lengths = [
+                np.diff(batch.packed_seq_params.cu_seqlens_q.numpy())
+                for batch in stream.micro_batches(packs)
+            ]
+            sums.append(sum(int((x.astype(np.int64) ** 2).sum()) for x in lengths))
+        assert abs(sums[0] - sums[1]) < 0.2 * sum(sums)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"strategy": "concat_split"},
+        {"strategy": "balanced", "alignment": 8},
+        {"strategy": "first_fit_shuffle", "overlong": "truncate", "seq_length": 64},
+    ],
+)
+def test_every_packing_can_be_trained_on(
+    tmp_path: Path, sample_data: Path, make_recipe, data: dict
+) -> None:
+    values = make_recipe(sample_data, tmp_path / "run", training__steps=2)
+    values["data"] = {**values["data"], **data, "validation": None}
+    recipe = TrainRecipe.model_validate(values)
+    train(recipe)
+    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert len(metrics) == 2
