@@ -1,8 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <limits>
-#include <span>
 
 #include "core/bucket_shuffle.h"
 #include "core/pack_strategies.h"
@@ -25,15 +23,15 @@ struct StreamEntry {
 };
 
 /// Calls step(StreamEntry word) for all documents in seeded random order, those left out too; see
-/// BucketShuffle::visit.
+/// BucketShuffle::visit. The entries of 1 / `sweeps` of the documents are held at a time.
 template <class Step>
-void visit_shuffled(const PackInput& input, Step& step) {
+void visit_documents(const PackInput& input, Step& step, int64_t sweeps = 1) {
   const int32_t* slots = input.slots.data();
   const auto entry_of = [slots](int64_t document) {
     return StreamEntry::pack(document, slots[document]);
   };
-  BucketShuffle(static_cast<int64_t>(input.slots.size()), input.key)
-      .visit(entry_of, input.threads, std::numeric_limits<int64_t>::max(), input.arena, step);
+  const int64_t n = static_cast<int64_t>(input.slots.size());
+  BucketShuffle(n, input.key).visit(entry_of, input.threads, n / sweeps, input.arena, step);
 }
 
 }  // namespace dsm

@@ -6,7 +6,7 @@ namespace {
 
 template <class Id, class Step>
 void run(const PackInput& input, Step step, Packs<Id>& packs) {
-  visit_shuffled(input, step);
+  visit_documents(input, step);
   packs.offsets[step.num_packs()] = step.num_pieces();
   packs.offsets.shorten(step.num_packs() + 1);
   packs.documents.shorten(step.num_pieces());

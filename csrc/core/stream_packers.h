@@ -6,7 +6,7 @@
 
 namespace dsm {
 
-// How a stream of documents becomes packs: steps for visit_shuffled. Each writes CSR arrays that
+// How a stream of documents becomes packs: steps for visit_documents. Each writes CSR arrays that
 // have room for what comes, one entry of each beyond the end included: to go without branches,
 // which at one pack in a dozen documents are hard to predict, a step writes where a pack would
 // begin whether one does or not.
