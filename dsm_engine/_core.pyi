@@ -46,6 +46,17 @@ def pack_totals(
     alignment: int,
     truncates: bool,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]: ...
+def check_pack_coverage(
+    lengths: NDArray[np.int32],
+    offsets: NDArray[np.int64],
+    documents: NDArray[Any],
+    begins: NDArray[np.int32],
+    ledger: tuple[int, ...],
+    *,
+    capacity: int,
+    alignment: int,
+    truncates: bool,
+) -> None: ...
 def deal_packs(costs: NDArray[np.int64], ranks: int) -> NDArray[np.int64]: ...
 
 class PackFile:
@@ -73,7 +84,8 @@ class PackFile:
     def documents_begin(self) -> int: ...
     @property
     def begins_begin(self) -> int: ...
-    def check_arrays(self, content: Buffer, name: str) -> None: ...
+    @staticmethod
+    def check_arrays(content: Buffer, name: str) -> None: ...
     def to_bytes(self) -> bytes: ...
 
 class PackOrder:

@@ -124,13 +124,19 @@ std::pair<std::vector<double>, uint64_t> time_gather(const dsm::GatherSource& so
                                         position_ids, document_ids, cu_seqlens};
   const size_t num_packs = offsets.size() - 1;
   const auto pack_of = [&](size_t p) {
-    return documents.subspan(static_cast<size_t>(offsets[p]),
-                             static_cast<size_t>(offsets[p + 1] - offsets[p]));
+    return dsm::PackView<int32_t>{
+        documents.subspan(static_cast<size_t>(offsets[p]),
+                          static_cast<size_t>(offsets[p + 1] - offsets[p])),
+        0};
   };
   const auto gather = [&](size_t p) {
-    if (p + 4 < num_packs) dsm::prefetch_entries(source, pack_of(p + 4));
-    if (p + 2 < num_packs) dsm::prefetch_tokens(source, pack_of(p + 2));
-    return dsm::gather_pack(source, dsm::PackView<int32_t>{pack_of(p), 0}, out);
+    if (p + dsm::entries_ahead < num_packs) {
+      dsm::prefetch_entries(source, pack_of(p + dsm::entries_ahead));
+    }
+    if (p + dsm::tokens_ahead < num_packs) {
+      dsm::prefetch_tokens(source, pack_of(p + dsm::tokens_ahead));
+    }
+    return dsm::gather_pack(source, pack_of(p), out);
   };
 
   uint64_t work = 0;

@@ -67,8 +67,10 @@ py::tuple copy_of_documents(const IndexedDataset& dataset, const Array<int64_t>&
 py::array lengths_copy(const IndexedDataset& dataset) {
   py::array_t<int32_t> lengths(dataset.num_documents());
   const std::span<int32_t> out(lengths.mutable_data(), static_cast<size_t>(lengths.size()));
-  py::gil_scoped_release release;
-  dataset.document_lengths(out);
+  {
+    const py::gil_scoped_release release;
+    dataset.document_lengths(out);
+  }
   return lengths;
 }
 

@@ -2,9 +2,11 @@
 
 #include <pybind11/stl.h>
 
+#include <functional>
+#include <limits>
 #include <memory>
-#include <optional>
 #include <stdexcept>
+#include <type_traits>
 #include <variant>
 #include <vector>
 
@@ -12,14 +14,9 @@
 #include "bindings/numpy_arrays.h"
 #include "core/error.h"
 #include "core/indexed_dataset.h"
-#include "core/parallel.h"
 
 namespace dsm::bindings {
 namespace {
-
-// Packs whose tokens, and whose entries in the tables, are asked for ahead of the one at hand.
-constexpr size_t tokens_ahead = 2;
-constexpr size_t entries_ahead = 4;
 
 /// The arrays of one packed batch, checked once; keeps them.
 class PackBuffers {
@@ -84,7 +81,11 @@ class PackGatherer {
                 {capacity, alignment, begins_.size() > 0, truncates},
                 vocab_size,
                 pad_id} {
+    check_layout(source_.layout);
     if (vocab_size < 1) throw py::value_error("a vocabulary has at least one token");
+    if (pad_id < 0 || pad_id > std::numeric_limits<int32_t>::max()) {
+      throw py::value_error("the id of padding must be 0 to 2^31 - 1");
+    }
     if (span_offsets_.size() != dataset_->num_documents() + 1 || spans_.size() % 2 != 0) {
       throw py::value_error("the spans are not of this dataset");
     }
@@ -105,89 +106,98 @@ class PackGatherer {
     PackedCounts counts;
     {
       const py::gil_scoped_release release;
-      counts = gather_one(pack_idx, buffers);
+      counts = std::visit(
+          [&](const auto& documents, const auto& out) {
+            const auto pack = pack_at(pack_idx, bindings::view(documents));
+            check_room(pack.documents.size(), out);
+            return gather_pack(source_, pack, out);
+          },
+          documents_, buffers.view());
     }
     return py::make_tuple(counts.max_seqlen, counts.num_documents, counts.num_supervised);
   }
 
   /// Fills buffers[i] with pack pack_indices[i]; returns max_seqlen, num_documents and
-  /// num_supervised of each.
+  /// num_supervised of each. The buffers are all int32 or all int64.
   Array<int64_t> gather_batch(const Array<int64_t>& pack_indices,
-                              const std::vector<const PackBuffers*>& buffers, int threads) const {
-    if (static_cast<size_t>(pack_indices.size()) != buffers.size() || threads < 1) {
-      throw py::value_error("expected as many buffers as packs, and at least one thread");
+                              const std::vector<std::reference_wrapper<const PackBuffers>>& buffers,
+                              int threads) const {
+    if (static_cast<size_t>(pack_indices.size()) != buffers.size()) {
+      throw py::value_error("expected as many buffers as packs");
     }
-    const int64_t n = pack_indices.size();
-    Array<int64_t> counts({n, int64_t{3}});
-    const std::span<const int64_t> indices = bindings::view(pack_indices);
-    int64_t* out = counts.mutable_data();
-    {
-      const py::gil_scoped_release release;
-      for_each_part(threads, threads, [&](int64_t part) {
-        const auto last = static_cast<size_t>(part_begin(n, threads, part + 1));
-        for (auto i = static_cast<size_t>(part_begin(n, threads, part)); i < last; ++i) {
-          if (i + entries_ahead < last) prefetch_entries_of(indices[i + entries_ahead]);
-          if (i + tokens_ahead < last) prefetch_tokens_of(indices[i + tokens_ahead]);
-          const PackedCounts found = gather_one(indices[i], *buffers[i]);
-          out[3 * i] = found.max_seqlen;
-          out[3 * i + 1] = found.num_documents;
-          out[3 * i + 2] = found.num_supervised;
-        }
-      });
+    if (threads < 1 || threads > 1024) {
+      throw InputError(concat("threads must be 1 to 1024, found ", threads));
     }
+    Array<int64_t> counts({pack_indices.size(), int64_t{3}});
+    if (buffers.empty()) return counts;
+    std::visit(
+        [&](const auto& documents, const auto& first) {
+          using Out = std::remove_cvref_t<decltype(first)>;
+          using Id = typename std::remove_cvref_t<decltype(documents)>::value_type;
+          fill_batch<Id, Out>(bindings::view(pack_indices), bindings::view(documents), buffers,
+                              threads, counts.mutable_data());
+        },
+        documents_, buffers.front().get().view());
     return counts;
   }
 
   /// Asks the memory for a pack that is gathered soon.
   void prefetch(int64_t pack_idx) const {
-    prefetch_entries_of(pack_idx);
-    prefetch_tokens_of(pack_idx);
-  }
-
- private:
-  PackedCounts gather_one(int64_t pack_idx, const PackBuffers& buffers) const {
-    if (pack_idx < 0 || pack_idx + 1 >= pack_offsets_.size()) {
-      throw InputError(concat("the pack index has ", pack_offsets_.size() - 1,
-                              " packs, asked for pack ", pack_idx));
-    }
-    return std::visit(
-        [&](const auto& documents, const auto& out) {
-          const auto pack = documents_of(pack_idx, bindings::view(documents));
-          if (!pack) throw InputError(concat("the pack index is damaged at pack ", pack_idx));
-          if (static_cast<int64_t>(out.tokens.size()) != source_.layout.capacity ||
-              out.cu_seqlens.size() < pack->size() + 2) {
-            throw std::invalid_argument("the buffers are too small for this pack");
-          }
-          const int64_t begin = source_.layout.splits ? begins_.data()[pack_idx] : 0;
-          return gather_pack(source_, PackView{*pack, begin}, out);
-        },
-        documents_, buffers.view());
-  }
-
-  void prefetch_entries_of(int64_t pack_idx) const {
-    for_documents(pack_idx, [&](auto pack) { prefetch_entries(source_, pack); });
-  }
-  void prefetch_tokens_of(int64_t pack_idx) const {
-    for_documents(pack_idx, [&](auto pack) { prefetch_tokens(source_, pack); });
-  }
-  template <class Visit>
-  void for_documents(int64_t pack_idx, Visit visit) const {
-    if (pack_idx < 0 || pack_idx + 1 >= pack_offsets_.size()) return;
     std::visit(
         [&](const auto& documents) {
-          if (const auto pack = documents_of(pack_idx, bindings::view(documents))) visit(*pack);
+          const auto pack = pack_at(pack_idx, bindings::view(documents));
+          prefetch_entries(source_, pack);
+          prefetch_tokens(source_, pack);
         },
         documents_);
   }
 
-  /// The documents of a pack that exists; nothing where its offsets are damaged.
+ private:
+  template <class Id, class Out>
+  void fill_batch(std::span<const int64_t> pack_indices, std::span<const Id> documents,
+                  const std::vector<std::reference_wrapper<const PackBuffers>>& buffers,
+                  int threads, int64_t* counts) const {
+    const py::gil_scoped_release release;
+    std::vector<PackView<Id>> packs;
+    std::vector<Out> outs;
+    for (size_t i = 0; i < buffers.size(); ++i) {
+      const Out* out = std::get_if<Out>(&buffers[i].get().view());
+      if (out == nullptr) {
+        throw std::invalid_argument("the buffers of a batch must be all int32 or all int64");
+      }
+      packs.push_back(pack_at(pack_indices[i], documents));
+      outs.push_back(*out);
+      check_room(packs.back().documents.size(), *out);
+    }
+    for (const PackedCounts& found : gather_packs(source_, std::span<const PackView<Id>>(packs),
+                                                  std::span<const Out>(outs), threads)) {
+      *counts++ = found.max_seqlen;
+      *counts++ = found.num_documents;
+      *counts++ = found.num_supervised;
+    }
+  }
+
+  template <class Out>
+  void check_room(size_t num_documents, const Out& out) const {
+    if (static_cast<int64_t>(out.tokens.size()) != source_.layout.capacity ||
+        out.cu_seqlens.size() < num_documents + 2) {
+      throw std::invalid_argument("the buffers are too small for this pack");
+    }
+  }
+
   template <class Id>
-  std::optional<std::span<const Id>> documents_of(int64_t pack_idx,
-                                                  std::span<const Id> documents) const {
+  PackView<Id> pack_at(int64_t pack_idx, std::span<const Id> documents) const {
+    if (pack_idx < 0 || pack_idx + 1 >= pack_offsets_.size()) {
+      throw InputError(concat("the pack index has ", pack_offsets_.size() - 1,
+                              " packs, asked for pack ", pack_idx));
+    }
     const int64_t first = pack_offsets_.data()[pack_idx];
     const int64_t last = pack_offsets_.data()[pack_idx + 1];
-    if (first < 0 || first > last || last > static_cast<int64_t>(documents.size())) return {};
-    return documents.subspan(static_cast<size_t>(first), static_cast<size_t>(last - first));
+    if (first < 0 || first > last || last > static_cast<int64_t>(documents.size())) {
+      throw InputError(concat("the pack index is damaged at pack ", pack_idx));
+    }
+    return {documents.subspan(static_cast<size_t>(first), static_cast<size_t>(last - first)),
+            source_.layout.splits ? begins_.data()[pack_idx] : 0};
   }
 
   std::shared_ptr<IndexedDataset> dataset_;

@@ -51,8 +51,7 @@ py::tuple build_packs(const Array<int32_t>& lengths, int64_t capacity, uint32_t 
   return fits_int32 ? build_and_release<int32_t>(plan) : build_and_release<int64_t>(plan);
 }
 
-// The arrays of a pack index, of which ids are int32 or int64; the caller's code is not trusted to
-// have them of one index.
+/// Calls work with the ids as the int32 or int64 they are, once the arrays can be of one index.
 template <class Work>
 auto with_documents(const py::array& documents, const Array<int64_t>& offsets,
                     const Array<int32_t>& begins, Work work) {
@@ -80,8 +79,11 @@ py::tuple statistics(const Array<int32_t>& lengths, const Array<int64_t>& offset
       const py::gil_scoped_release release;
       s = pack_statistics(view(lengths), layout, view(offsets), view(ids), view(begins));
     }
+    const auto high = static_cast<uint64_t>(s.sum_squares >> 64);
+    const py::int_ sum_squares =
+        (py::int_(high) << py::int_(64)) | py::int_(static_cast<uint64_t>(s.sum_squares));
     return py::make_tuple(s.num_packs, s.num_pieces, s.max_pieces, s.tokens, s.alignment_padding,
-                          s.tail_padding, py::tuple(py::cast(s.fill_histogram)), s.sum_squares,
+                          s.tail_padding, py::tuple(py::cast(s.fill_histogram)), sum_squares,
                           s.max_squares);
   });
 }
@@ -103,6 +105,18 @@ py::tuple totals(const Array<int32_t>& lengths, const Array<int64_t>& offsets,
   });
 }
 
+void coverage(const Array<int32_t>& lengths, const Array<int64_t>& offsets,
+              const py::array& documents, const Array<int32_t>& begins,
+              const std::array<int64_t, 6>& ledger, int64_t capacity, int64_t alignment,
+              bool truncates) {
+  with_documents(documents, offsets, begins, [&](const auto& ids) {
+    const PackLayout layout{capacity, alignment, begins.size() > 0, truncates};
+    const py::gil_scoped_release release;
+    check_coverage(view(lengths), layout, view(offsets), view(ids), view(begins),
+                   {ledger[0], ledger[1], ledger[2], ledger[3], ledger[4], ledger[5]});
+  });
+}
+
 py::array deal(const Array<int64_t>& pack_costs, int64_t ranks) {
   const std::vector<int64_t> dealt = deal_packs(view(pack_costs), ranks);
   return py::array_t<int64_t>(static_cast<int64_t>(dealt.size()), dealt.data());
@@ -117,10 +131,10 @@ PackFile parse_file(const py::buffer& content, const std::string& name) {
   return parse_pack_file(bytes_of(info), name);
 }
 
-void check_file_arrays(const PackFile& file, const py::buffer& content, const std::string& name) {
+void check_file_arrays(const py::buffer& content, const std::string& name) {
   const py::buffer_info info = content.request();
   const py::gil_scoped_release release;
-  check_pack_arrays(bytes_of(info), file, name);
+  check_pack_arrays(bytes_of(info), name);
 }
 
 py::bytes header_bytes(const PackFile& file) {
@@ -135,7 +149,7 @@ void bind_pack_file(py::module_& module) {
   py::class_<PackFile> file(module, "PackFile");
   file.def(py::init<>())
       .def_static("parse", &parse_file, py::arg("content"), py::arg("name"))
-      .def("check_arrays", &check_file_arrays, py::arg("content"), py::arg("name"))
+      .def_static("check_arrays", &check_file_arrays, py::arg("content"), py::arg("name"))
       .def("to_bytes", &header_bytes)
       .def_property(
           "strategy", [](const PackFile& f) { return static_cast<uint32_t>(f.strategy); },
@@ -190,6 +204,10 @@ void bind_packing(py::module_& module) {
   module.def("pack_totals", &totals, py::arg("lengths").noconvert(), py::arg("offsets").noconvert(),
              py::arg("documents").noconvert(), py::arg("begins").noconvert(), py::kw_only(),
              py::arg("capacity"), py::arg("alignment"), py::arg("truncates"));
+  module.def("check_pack_coverage", &coverage, py::arg("lengths").noconvert(),
+             py::arg("offsets").noconvert(), py::arg("documents").noconvert(),
+             py::arg("begins").noconvert(), py::arg("ledger"), py::kw_only(), py::arg("capacity"),
+             py::arg("alignment"), py::arg("truncates"));
   module.def("deal_packs", &deal, py::arg("costs").noconvert(), py::arg("ranks"));
   bind_pack_file(module);
 

@@ -61,14 +61,15 @@ Arena::Block Arena::take(size_t bytes) {
   return {static_cast<std::byte*>(data), bytes};
 }
 
-void Arena::give_back(Block block) {
-  {
+void Arena::give_back(Block block) noexcept {
+  try {
     const std::lock_guard lock(mutex_);
     if (block.bytes <= max_idle_bytes_ - idle_bytes_) {
       idle_.push_back(block);
       idle_bytes_ += block.bytes;
       return;
     }
+  } catch (const std::bad_alloc&) {  // no room to remember it
   }
   ::munmap(block.data, block.bytes);
 }

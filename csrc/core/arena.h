@@ -34,7 +34,7 @@ class Arena : public std::enable_shared_from_this<Arena> {
   };
 
   Block take(size_t bytes);
-  void give_back(Block block);
+  void give_back(Block block) noexcept;
 
   size_t max_idle_bytes_;
   mutable std::mutex mutex_;

@@ -26,12 +26,13 @@ struct StreamEntry {
 /// BucketShuffle::visit. The entries of 1 / `sweeps` of the documents are held at a time.
 template <class Step>
 void visit_documents(const PackInput& input, Step& step, int64_t sweeps = 1) {
-  const int32_t* slots = input.slots.data();
-  const auto entry_of = [slots](int64_t document) {
-    return StreamEntry::pack(document, slots[document]);
-  };
-  const int64_t n = static_cast<int64_t>(input.slots.size());
-  BucketShuffle(n, input.key).visit(entry_of, input.threads, n / sweeps, input.arena, step);
+  const int64_t n = input.num_documents();
+  input.with_slots([&](auto slots) {
+    const auto entry_of = [slots](int64_t document) {
+      return StreamEntry::pack(document, slots(document));
+    };
+    BucketShuffle(n, input.key).visit(entry_of, input.threads, n / sweeps, input.arena, step);
+  });
 }
 
 }  // namespace dsm

@@ -6,12 +6,14 @@
 #include <limits>
 
 #include "core/error.h"
+#include "core/parallel.h"
 #include "core/vector_loops.h"
 
 namespace dsm {
 namespace {
 
 constexpr int64_t cache_line_bytes = 64;
+constexpr int64_t packs_worth_a_thread = 16;
 
 /// One gather: the buffers, and how far they are filled.
 template <class Index>
@@ -183,8 +185,8 @@ PackedCounts gather_pack(const GatherSource& source, const PackView<Id>& pack,
 }
 
 template <class Id>
-void prefetch_entries(const GatherSource& source, std::span<const Id> documents) noexcept {
-  for (const Id document : documents) {
+void prefetch_entries(const GatherSource& source, const PackView<Id>& pack) noexcept {
+  for (const Id document : pack.documents) {
     if (document < 0 || document >= source.dataset.num_documents()) continue;
     source.dataset.prefetch_entry(document);
     __builtin_prefetch(source.supervision.offsets.data() + document);
@@ -192,36 +194,62 @@ void prefetch_entries(const GatherSource& source, std::span<const Id> documents)
 }
 
 template <class Id>
-void prefetch_tokens(const GatherSource& source, std::span<const Id> documents) noexcept {
+void prefetch_tokens(const GatherSource& source, const PackView<Id>& pack) noexcept {
   const int64_t bytes_per_token = token_bytes(source.dataset.token_type());
+  const int64_t num_spans = static_cast<int64_t>(source.supervision.spans.size() / 2);
+  DocumentView view{};
+  const auto length_of = [&](Id document) {
+    view = source.dataset.document(document);
+    return view.length;
+  };
   try {
-    for (const Id document : documents) {
-      const DocumentView view = source.dataset.document(document);
-      const std::byte* end = view.data + view.length * bytes_per_token;
-      for (const std::byte* line = view.data; line < end; line += cache_line_bytes) {
-        __builtin_prefetch(line);
-      }
-      const int64_t first_span = source.supervision.offsets[static_cast<size_t>(document)];
-      const int64_t num_spans = static_cast<int64_t>(source.supervision.spans.size() / 2);
+    for_each_piece(source.layout, pack, length_of, [&](const PackPiece<Id>& piece) {
+      const std::byte* line = view.data + piece.begin * bytes_per_token;
+      const std::byte* end = line + piece.length * bytes_per_token;
+      for (; line < end; line += cache_line_bytes) __builtin_prefetch(line);
+      const int64_t first_span = source.supervision.offsets[static_cast<size_t>(piece.document)];
       if (first_span >= 0 && first_span < num_spans) {
         __builtin_prefetch(source.supervision.spans.data() + 2 * first_span);
       }
-    }
-  } catch (const InputError&) {
+    });
+  } catch (const std::exception&) {  // said when the pack is gathered
   }
 }
 
-#define DSM_INSTANTIATE(Id, Index)                                            \
-  template PackedCounts gather_pack(const GatherSource&, const PackView<Id>&, \
-                                    const PackedBatchView<Index>&);
+template <class Id, class Index>
+std::vector<PackedCounts> gather_packs(const GatherSource& source,
+                                       std::span<const PackView<Id>> packs,
+                                       std::span<const PackedBatchView<Index>> outs, int threads) {
+  assert(packs.size() == outs.size());
+  std::vector<PackedCounts> counts(packs.size());
+  const int64_t n = static_cast<int64_t>(packs.size());
+  // A thread that gathers only a few packs takes longer to start than it saves.
+  const int64_t parts = std::clamp<int64_t>(n / packs_worth_a_thread, 1, threads);
+  for_each_part(static_cast<int>(parts), parts, [&](int64_t part) {
+    const auto last = static_cast<size_t>(part_begin(n, parts, part + 1));
+    for (auto i = static_cast<size_t>(part_begin(n, parts, part)); i < last; ++i) {
+      if (i + entries_ahead < last) prefetch_entries(source, packs[i + entries_ahead]);
+      if (i + tokens_ahead < last) prefetch_tokens(source, packs[i + tokens_ahead]);
+      counts[i] = gather_pack(source, packs[i], outs[i]);
+    }
+  });
+  return counts;
+}
+
+#define DSM_INSTANTIATE(Id, Index)                                               \
+  template PackedCounts gather_pack(const GatherSource&, const PackView<Id>&,    \
+                                    const PackedBatchView<Index>&);              \
+  template std::vector<PackedCounts> gather_packs(const GatherSource&,           \
+                                                  std::span<const PackView<Id>>, \
+                                                  std::span<const PackedBatchView<Index>>, int);
 DSM_INSTANTIATE(int32_t, int32_t)
 DSM_INSTANTIATE(int32_t, int64_t)
 DSM_INSTANTIATE(int64_t, int32_t)
 DSM_INSTANTIATE(int64_t, int64_t)
 #undef DSM_INSTANTIATE
-template void prefetch_entries(const GatherSource&, std::span<const int32_t>) noexcept;
-template void prefetch_entries(const GatherSource&, std::span<const int64_t>) noexcept;
-template void prefetch_tokens(const GatherSource&, std::span<const int32_t>) noexcept;
-template void prefetch_tokens(const GatherSource&, std::span<const int64_t>) noexcept;
+template void prefetch_entries(const GatherSource&, const PackView<int32_t>&) noexcept;
+template void prefetch_entries(const GatherSource&, const PackView<int64_t>&) noexcept;
+template void prefetch_tokens(const GatherSource&, const PackView<int32_t>&) noexcept;
+template void prefetch_tokens(const GatherSource&, const PackView<int64_t>&) noexcept;
 
 }  // namespace dsm

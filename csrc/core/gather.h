@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <vector>
 
 #include "core/indexed_dataset.h"
 #include "core/pack_pieces.h"
@@ -55,13 +56,23 @@ PackedCounts gather_pack(const GatherSource& source, const PackView<Id>& pack,
                          const PackedBatchView<Index>& out);
 
 // The documents of a pack lie anywhere in the files, so gathering one waits for memory unless it
-// was asked for ahead: the entries of the tables two packs before, which say where the tokens are,
-// and the tokens one pack before. Damage is not reported here but when the pack is gathered.
+// was asked for ahead: the entries of the tables `entries_ahead` packs before, which say where the
+// tokens are, and the tokens `tokens_ahead` packs before. Damage is not reported here but when the
+// pack is gathered.
+inline constexpr size_t entries_ahead = 4;
+inline constexpr size_t tokens_ahead = 2;
 
 template <class Id>
-void prefetch_entries(const GatherSource& source, std::span<const Id> documents) noexcept;
+void prefetch_entries(const GatherSource& source, const PackView<Id>& pack) noexcept;
 
 template <class Id>
-void prefetch_tokens(const GatherSource& source, std::span<const Id> documents) noexcept;
+void prefetch_tokens(const GatherSource& source, const PackView<Id>& pack) noexcept;
+
+/// Gathers packs[i] into outs[i] on up to `threads` threads; all threads have stopped when it
+/// returns or throws, as gather_pack does.
+template <class Id, class Index>
+std::vector<PackedCounts> gather_packs(const GatherSource& source,
+                                       std::span<const PackView<Id>> packs,
+                                       std::span<const PackedBatchView<Index>> outs, int threads);
 
 }  // namespace dsm

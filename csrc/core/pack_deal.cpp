@@ -17,7 +17,7 @@ std::vector<int64_t> deal_packs(std::span<const int64_t> costs, int64_t ranks) {
   std::iota(packs.begin(), packs.end(), int64_t{0});
   std::stable_sort(packs.begin(), packs.end(),
                    [&](int64_t a, int64_t b) { return cost_of(a) > cost_of(b); });
-  std::vector<int64_t> sums(static_cast<size_t>(ranks), 0);
+  std::vector<__int128> sums(static_cast<size_t>(ranks), 0);
   std::vector<int64_t> poorest(static_cast<size_t>(ranks));
   std::vector<int64_t> dealt(static_cast<size_t>(n));
   for (int64_t row = 0; row < n; row += ranks) {

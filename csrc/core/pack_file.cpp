@@ -65,6 +65,11 @@ void check_ranges(const RawHeader& raw, const std::string& name) {
         raw.dropped_tokens, raw.truncated_documents, raw.truncated_tokens}) {
     if (count > largest) throw InputError(concat(name, ": expected counts below 2^63"));
   }
+  if (raw.cost_token > max_cost_of_token || raw.cost_square > max_cost_of_square) {
+    throw InputError(concat(name, ": expected costs of at most ", max_cost_of_token, " and ",
+                            max_cost_of_square, ", found ", raw.cost_token, " and ",
+                            raw.cost_square));
+  }
   for (const uint64_t zero : raw.zeros) {
     if (zero != 0) throw InputError(concat(name, ": its header is damaged: bytes behind it"));
   }
@@ -135,8 +140,8 @@ PackFile parse_pack_file(std::span<const std::byte> bytes, const std::string& na
   return file;
 }
 
-void check_pack_arrays(std::span<const std::byte> bytes, const PackFile& file,
-                       const std::string& name) {
+void check_pack_arrays(std::span<const std::byte> bytes, const std::string& name) {
+  const PackFile file = parse_pack_file(bytes, name);
   assert(reinterpret_cast<uintptr_t>(bytes.data()) % 8 == 0);
   const int64_t* offsets = reinterpret_cast<const int64_t*>(bytes.data() + pack_header_bytes);
   bool rises = offsets[0] == 0 && offsets[file.num_packs] == file.num_pieces;

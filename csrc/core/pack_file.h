@@ -39,10 +39,9 @@ inline constexpr int64_t pack_alignment_bytes = 64;
 /// begins with `name`. The bytes are aligned to 8.
 PackFile parse_pack_file(std::span<const std::byte> bytes, const std::string& name);
 
-/// Checks the arrays behind a parsed header: offsets that rise from 0 to the number of pieces,
-/// document ids and begins in range. Throws InputError.
-void check_pack_arrays(std::span<const std::byte> bytes, const PackFile& file,
-                       const std::string& name);
+/// Parses the header and checks the arrays behind it: offsets that rise from 0 to the number of
+/// pieces, document ids and begins in range. Throws InputError.
+void check_pack_arrays(std::span<const std::byte> bytes, const std::string& name);
 
 /// The header's bytes, with header_xxh3 as it is in `file`.
 void write_pack_header(const PackFile& file, std::span<std::byte> out);

@@ -1,5 +1,5 @@
 #include <algorithm>
-#include <bit>
+#include <utility>
 #include <vector>
 
 #include "core/document_shuffle.h"
@@ -8,7 +8,7 @@
 namespace dsm {
 namespace {
 
-constexpr int64_t few_documents = int64_t{1} << 22;
+constexpr int64_t few_documents = int64_t{1} << 22;  // to hold them all at once is no matter
 
 /// The rooms of packs in the order they were opened, under a tree of maxima; packs not yet opened
 /// are empty, so the first one with room is always there.
@@ -51,13 +51,12 @@ class RoomTree {
   std::vector<int32_t> rooms_;  // heap order: node i has the children 2 i and 2 i + 1
 };
 
-/// Puts each document into the first pack with room; a step of visit_documents.
+/// Finds the first pack with room for each document; a step of visit_documents.
 template <class Id>
 struct FirstFitStep {
   RoomTree* rooms;
   std::vector<Id>* counts;  ///< documents of each pack
-  Id* documents;            ///< in the order of the stream
-  Id* pack_of;              ///< of each of them
+  Id* pack_of;              ///< of each document of the stream that is not left out
   int64_t num_documents = 0;
 
   void operator()(uint64_t entry) {
@@ -66,24 +65,38 @@ struct FirstFitStep {
     const int64_t pack = rooms->take(slots);
     if (pack == static_cast<int64_t>(counts->size())) counts->push_back(0);
     ++(*counts)[static_cast<size_t>(pack)];
-    documents[num_documents] = static_cast<Id>(StreamEntry::document(entry));
     pack_of[num_documents++] = static_cast<Id>(pack);
+  }
+};
+
+/// Puts the documents where they were found to fit, in the order of the stream.
+template <class Id>
+struct PlaceStep {
+  const Id* pack_of;
+  Id* taken;  ///< documents so far of each pack
+  const int64_t* offsets;
+  Id* documents;
+  int64_t num_documents = 0;
+
+  void operator()(uint64_t entry) {
+    if (StreamEntry::slots(entry) == 0) return;
+    const Id pack = pack_of[num_documents++];
+    documents[offsets[pack] + taken[pack]++] = static_cast<Id>(StreamEntry::document(entry));
   }
 };
 
 }  // namespace
 
+// The stream is gone through twice, which takes less memory than keeping it.
 template <class Id>
 Packs<Id> pack_first_fit(const PackInput& input) {
-  Buffer<Id> documents(input.num_kept, input.arena);
+  const int64_t sweeps = input.num_documents() > few_documents ? 4 : 1;
   Buffer<Id> pack_of(input.num_kept, input.arena);
   std::vector<Id> counts;
   {
     RoomTree rooms(input.capacity);
-    FirstFitStep<Id> step{&rooms, &counts, documents.data(), pack_of.data()};
-    // `documents` and `pack_of` take 8 bytes a document already; a few million are no matter.
-    const int64_t sweeps = input.num_kept > few_documents ? 8 : 1;
-    visit_documents(input, step, sweeps);
+    FirstFitStep<Id> find{&rooms, &counts, pack_of.data()};
+    visit_documents(input, find, sweeps);
   }
   const int64_t num_packs = static_cast<int64_t>(counts.size());
   Packs<Id> packs;
@@ -91,13 +104,10 @@ Packs<Id> pack_first_fit(const PackInput& input) {
   packs.documents = Buffer<Id>(input.num_kept, input.arena);
   packs.offsets[0] = 0;
   for (int64_t p = 0; p < num_packs; ++p) {
-    packs.offsets[p + 1] = packs.offsets[p] + counts[static_cast<size_t>(p)];
+    packs.offsets[p + 1] = packs.offsets[p] + std::exchange(counts[static_cast<size_t>(p)], 0);
   }
-  // From the last document to the first, counting down, so that packs keep the stream's order.
-  for (int64_t i = input.num_kept - 1; i >= 0; --i) {
-    const int64_t pack = pack_of[i];
-    packs.documents[packs.offsets[pack] + --counts[static_cast<size_t>(pack)]] = documents[i];
-  }
+  PlaceStep<Id> place{pack_of.data(), counts.data(), packs.offsets.data(), packs.documents.data()};
+  visit_documents(input, place, sweeps);
   return packs;
 }
 

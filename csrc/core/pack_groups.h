@@ -96,6 +96,9 @@ class SortedDocuments {
     int64_t first;
   };
 
+  template <class SlotsOf>
+  void sort(const PackInput& input, SlotsOf slots);
+
   Buffer<Id> ids_;
   std::vector<Class> classes_;
 };
@@ -103,15 +106,25 @@ class SortedDocuments {
 template <class Id>
 SortedDocuments<Id>::SortedDocuments(const PackInput& input, uint64_t key)
     : ids_(input.num_kept, input.arena) {
-  const int64_t n = static_cast<int64_t>(input.slots.size());
+  input.with_slots([&](auto slots) { sort(input, slots); });
+  for_each_part(input.threads, static_cast<int64_t>(classes_.size()), [&](int64_t i) {
+    const Class& c = classes_[static_cast<size_t>(i)];
+    shuffle(ids_.data() + c.first, c.count, derive_key({key, static_cast<uint64_t>(c.slots)}));
+  });
+}
+
+/// A counting sort, each thread a part of the documents: they stay in order within a class.
+template <class Id>
+template <class SlotsOf>
+void SortedDocuments<Id>::sort(const PackInput& input, SlotsOf slots) {
+  const int64_t n = input.num_documents();
   const int64_t num_lengths = int64_t{input.longest} + 1;
-  const int64_t parts = input.threads;
+  const int64_t parts = std::clamp<int64_t>(n / num_lengths, 1, input.threads);
   std::vector<int64_t> cursor(static_cast<size_t>(parts * num_lengths), 0);
-  const int32_t* slots = input.slots.data();
   for_each_part(input.threads, parts, [&](int64_t part) {
     int64_t* counts = cursor.data() + part * num_lengths;
     const int64_t last = part_begin(n, parts, part + 1);
-    for (int64_t i = part_begin(n, parts, part); i < last; ++i) ++counts[slots[i]];
+    for (int64_t i = part_begin(n, parts, part); i < last; ++i) ++counts[slots(i)];
   });
   int64_t position = 0;
   for (int64_t length = num_lengths - 1; length > 0; --length) {
@@ -126,12 +139,9 @@ SortedDocuments<Id>::SortedDocuments(const PackInput& input, uint64_t key)
     int64_t* next = cursor.data() + part * num_lengths;
     const int64_t last = part_begin(n, parts, part + 1);
     for (int64_t i = part_begin(n, parts, part); i < last; ++i) {
-      if (slots[i] > 0) ids_[next[slots[i]]++] = static_cast<Id>(i);
+      const int32_t taken = slots(i);
+      if (taken > 0) ids_[next[taken]++] = static_cast<Id>(i);
     }
-  });
-  for_each_part(input.threads, static_cast<int64_t>(classes_.size()), [&](int64_t i) {
-    const Class& c = classes_[static_cast<size_t>(i)];
-    shuffle(ids_.data() + c.first, c.count, derive_key({key, static_cast<uint64_t>(c.slots)}));
   });
 }
 

@@ -48,15 +48,16 @@ void check_ranges(const PackPlan& plan) {
   if (plan.threads < 1 || plan.threads > 1024) {
     throw InputError(concat("cannot pack: threads must be 1 to 1024, found ", plan.threads));
   }
-  // The cost of a pack and the sum over 2^31 packs stay within 64 bits.
-  constexpr uint64_t largest_cost = uint64_t{1} << 31;
   if (plan.strategy == PackStrategy::balanced &&
-      (plan.cost.token + plan.cost.square == 0 || plan.cost.token > largest_cost ||
-       plan.cost.square > largest_cost >> 24)) {
+      (plan.cost.token + plan.cost.square == 0 || plan.cost.token > max_cost_of_token ||
+       plan.cost.square > max_cost_of_square)) {
     throw InputError(
         concat("cannot pack: the cost of a token must be 0 to 2^31 and of a squared "
                "length 0 to 128, not both 0, found ",
                plan.cost.token, " and ", plan.cost.square));
+  }
+  if (plan.overlong > OverlongPolicy::truncate) {
+    throw InputError("cannot pack: unknown overlong policy");
   }
 }
 
@@ -78,29 +79,36 @@ LengthRange summarize(std::span<const int32_t> lengths, int threads) {
   return whole;
 }
 
-/// Slots of each document under the plan's alignment and policy, 0 where it is dropped.
-Buffer<int32_t> apply_policies(const PackPlan& plan, PackLedger& ledger) {
+/// Counts what the plan's alignment and policy do to the documents.
+void apply_policies(const PackPlan& plan, PackInput& input, PackLedger& ledger) {
   const bool splits = plan.strategy == PackStrategy::concat_split;
-  Buffer<int32_t> slots(static_cast<int64_t>(plan.lengths.size()), plan.arena);
-  for (int64_t i = 0; i < slots.size(); ++i) {
+  const bool drops = plan.overlong == OverlongPolicy::drop;
+  const int64_t longest =
+      splits ? std::numeric_limits<int32_t>::max() / plan.alignment * plan.alignment
+             : plan.capacity;
+  input.is_plain = false;
+  input.policy = {plan.lengths.data(), static_cast<uint32_t>(plan.alignment),
+                  static_cast<int32_t>(longest), drops ? 0 : static_cast<int32_t>(plan.capacity)};
+  input.total_slots = 0;
+  input.longest = 0;
+  for (int64_t i = 0; i < input.num_documents(); ++i) {
     const int64_t length = plan.lengths[static_cast<size_t>(i)];
-    int64_t taken = slots_of(length, plan.alignment);
-    if (splits && taken > std::numeric_limits<int32_t>::max()) {
-      throw InputError(concat("cannot pack: document ", i, " has ", length, " tokens, too many to ",
-                              "align to ", plan.alignment));
-    }
-    if (!splits && taken > plan.capacity) {
+    if (length > longest) {
+      if (splits) {
+        throw InputError(concat("cannot pack: document ", i, " has ", length,
+                                " tokens, too many to align to ", plan.alignment));
+      }
       if (plan.overlong == OverlongPolicy::error) throw_overlong_document(plan);
-      const bool drops = plan.overlong == OverlongPolicy::drop;
-      taken = drops ? 0 : plan.capacity;
       ledger.dropped_documents += drops;
       ledger.dropped_tokens += drops ? length : 0;
       ledger.truncated_documents += !drops;
       ledger.truncated_tokens += drops ? 0 : length - plan.capacity;
     }
-    slots[i] = static_cast<int32_t>(taken);
+    const int32_t slots = input.policy(i);
+    input.total_slots += slots;
+    input.longest = std::max(input.longest, slots);
   }
-  return slots;
+  input.num_kept = input.num_documents() - ledger.dropped_documents;
 }
 
 template <class Id>
@@ -136,7 +144,7 @@ Packs<Id> build_packs(const PackPlan& plan) {
   if (summary.shortest <= 0) throw_empty_document(plan.lengths);
 
   PackLedger ledger{.documents = n, .tokens = summary.total};
-  PackInput input{.slots = plan.lengths,
+  PackInput input{.lengths = plan.lengths,
                   .num_kept = n,
                   .total_slots = summary.total,
                   .longest = summary.longest,
@@ -145,15 +153,9 @@ Packs<Id> build_packs(const PackPlan& plan) {
                   .key = derive_key({plan.seed, plan.epoch}),
                   .threads = threads,
                   .arena = plan.arena};
-  Buffer<int32_t> slots;
   const bool splits = plan.strategy == PackStrategy::concat_split;
   if (plan.alignment > 1 || (summary.longest > plan.capacity && !splits)) {
-    slots = apply_policies(plan, ledger);
-    const LengthRange applied = summarize(slots.span(), threads);
-    input.slots = slots.span();
-    input.num_kept = n - ledger.dropped_documents;
-    input.total_slots = applied.total;
-    input.longest = applied.longest;
+    apply_policies(plan, input, ledger);
   }
   Packs<Id> packs = run_strategy<Id>(plan.strategy, input);
   packs.ledger = ledger;

@@ -31,6 +31,10 @@ struct PackCost {
   uint64_t square = 0;
 };
 
+/// Bounds within which the cost of a pack stays below 2^57.
+inline constexpr uint64_t max_cost_of_token = uint64_t{1} << 31;
+inline constexpr uint64_t max_cost_of_square = 128;
+
 struct PackPlan {
   std::span<const int32_t> lengths;  ///< tokens of each document, at least 1
   int64_t capacity = 0;              ///< slots of a pack, a multiple of the alignment
@@ -52,11 +56,13 @@ struct PackLedger {
   int64_t dropped_tokens = 0;
   int64_t truncated_documents = 0;
   int64_t truncated_tokens = 0;  ///< tokens cut off
+
+  bool operator==(const PackLedger&) const = default;
 };
 
-/// Which documents stand in which pack: pack p holds pieces[offsets[p] .. offsets[p + 1]), the
-/// numbers of its documents in order. Only concat_split cuts documents: there the first piece of
-/// pack p begins at token begins[p] of its document, and the last ends where the pack is full.
+/// Which documents stand in which pack: pack p holds documents[offsets[p] .. offsets[p + 1]). Only
+/// concat_split cuts documents: there the first piece of pack p begins at token begins[p] of its
+/// document, and the last ends where the pack is full.
 template <class Id>
 struct Packs {
   Buffer<int64_t> offsets;

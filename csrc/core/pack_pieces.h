@@ -23,6 +23,16 @@ struct PackLayout {
   bool truncates = false;  ///< a document longer than the capacity fills a pack of its own
 };
 
+/// Throws InputError unless the capacity is in range and a multiple of the alignment.
+inline void check_layout(const PackLayout& layout) {
+  if (layout.capacity < 1 || layout.capacity > max_pack_capacity || layout.alignment < 1 ||
+      layout.capacity % layout.alignment != 0) {
+    throw InputError(concat("a pack's capacity must be 1 to ", max_pack_capacity,
+                            " and a multiple of the alignment, found ", layout.capacity, " and ",
+                            layout.alignment));
+  }
+}
+
 /// One pack of an index.
 template <class Id>
 struct PackView {
@@ -52,7 +62,7 @@ int64_t for_each_piece(const PackLayout& layout, const PackView<Id>& pack, Lengt
     const int64_t rest = length_of(document) - begin;
     const int64_t room = layout.capacity - used;
     const bool may_be_cut = layout.splits || (layout.truncates && used == 0);
-    if (rest <= 0 || room <= 0 || (rest > room && !may_be_cut)) {
+    if (begin < 0 || rest <= 0 || room <= 0 || (rest > room && !may_be_cut)) {
       throw UnfitPackError(concat("the documents of this pack do not fill it as planned (document ",
                                   document, ", ", rest, " tokens for ", room, " of ",
                                   layout.capacity,

@@ -17,8 +17,8 @@ struct PackStatistics {
   int64_t alignment_padding = 0;             ///< slots behind documents up to the alignment
   int64_t tail_padding = 0;                  ///< slots behind the last document of a pack
   std::array<int64_t, 10> fill_histogram{};  ///< packs by tokens / capacity, tenths; 1 in the last
-  int64_t sum_squares = 0;  ///< over all pieces, slots^2: what block-diagonal attention costs
-  int64_t max_squares = 0;  ///< of one pack
+  unsigned __int128 sum_squares = 0;  ///< of all pieces' slots: what block-diagonal attention costs
+  int64_t max_squares = 0;            ///< of one pack
 };
 
 /// Throws InputError where the packs do not fit the lengths.
@@ -39,5 +39,13 @@ template <class Id>
 void pack_totals(std::span<const int32_t> lengths, const PackLayout& layout,
                  std::span<const int64_t> offsets, std::span<const Id> documents,
                  std::span<const int32_t> begins, const PackTotalsView& out);
+
+/// Throws InputError unless every token stands in one pack, in order, but for documents longer than
+/// the capacity that were dropped whole or truncated, as many as the ledger says. For files, whose
+/// checksums may be right and whose packs wrong.
+template <class Id>
+void check_coverage(std::span<const int32_t> lengths, const PackLayout& layout,
+                    std::span<const int64_t> offsets, std::span<const Id> documents,
+                    std::span<const int32_t> begins, const PackLedger& ledger);
 
 }  // namespace dsm

@@ -21,7 +21,7 @@ Packs<Id> pack_random(const PackInput& input) {
   packs.offsets = Buffer<int64_t>(input.max_packs() + 1, input.arena);
   packs.documents = Buffer<Id>(input.num_kept + 1, input.arena);
   const NextFitStep<Id> step(input.capacity, packs.offsets.data(), packs.documents.data());
-  if (input.num_kept < static_cast<int64_t>(input.slots.size())) {
+  if (input.num_kept < input.num_documents()) {
     run(input, SkipLeftOut(step), packs);
   } else {
     run(input, step, packs);

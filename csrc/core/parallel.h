@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -33,7 +34,11 @@ void for_each_part(int threads, int64_t parts, Work work) {
   };
   {
     std::vector<std::jthread> pool;
-    for (int64_t i = 0; i < helpers; ++i) pool.emplace_back(guarded, static_cast<size_t>(i) + 1);
+    try {
+      for (int64_t i = 0; i < helpers; ++i) pool.emplace_back(guarded, static_cast<size_t>(i) + 1);
+    } catch (const std::system_error&) {
+      // No more threads are to be had: those that are there take all parts.
+    }
     guarded(0);
   }
   for (const std::exception_ptr& fault : faults) {

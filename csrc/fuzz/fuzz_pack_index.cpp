@@ -20,13 +20,21 @@ void read_packs(std::span<const std::byte> content, const PackFile& file) {
   const auto* ids = reinterpret_cast<const Id*>(content.data() + file.documents_begin);
   const auto* begins = reinterpret_cast<const int32_t*>(content.data() + file.begins_begin);
   for (size_t p = 0; p < packs; ++p) FUZZ_CHECK(offsets[p] < offsets[p + 1]);
-  const std::vector<int32_t> lengths(static_cast<size_t>(file.ledger.documents), 10);
+  // Lengths that the bytes choose: short, of the capacity, and as long as there are.
+  std::vector<int32_t> lengths(static_cast<size_t>(file.ledger.documents));
+  for (size_t d = 0; d < lengths.size(); ++d) {
+    const int32_t choices[] = {10, static_cast<int32_t>(file.capacity), INT32_MAX, 1};
+    lengths[d] = choices[(file.seed >> (2 * (d % 32))) & 3];
+  }
   const PackLayout layout{file.capacity, file.alignment, file.has_begins,
                           file.overlong == OverlongPolicy::truncate};
   succeeds([&] {
     const PackStatistics statistics = pack_statistics<Id>(
         lengths, layout, {offsets, packs + 1}, {ids, static_cast<size_t>(file.num_pieces)},
         {begins, file.has_begins ? packs : 0});
+    check_coverage<Id>(lengths, layout, {offsets, packs + 1},
+                       {ids, static_cast<size_t>(file.num_pieces)},
+                       {begins, file.has_begins ? packs : 0}, file.ledger);
     FUZZ_CHECK(statistics.num_packs == file.num_packs);
     FUZZ_CHECK(statistics.tokens + statistics.alignment_padding + statistics.tail_padding ==
                file.num_packs * file.capacity);
@@ -38,7 +46,7 @@ void read_all(std::span<const std::byte> content) {
   std::vector<std::byte> header(static_cast<size_t>(pack_header_bytes));
   write_pack_header(file, header);
   FUZZ_CHECK(std::memcmp(header.data(), content.data(), header.size()) == 0);
-  check_pack_arrays(content, file, "fuzz");
+  check_pack_arrays(content, "fuzz");
   if (file.ledger.documents > most_documents) return;
   file.id_bytes == 4 ? read_packs<int32_t>(content, file) : read_packs<int64_t>(content, file);
 }

@@ -50,7 +50,11 @@ def _verify_packs(path: Path, prefix: Path | None) -> str:
     lengths = TokenizedDataset(prefix).lengths
     if not packs.matches(lengths):
         raise DsmError(f"{path}: was built for other documents than those of {prefix}")
-    return f"{line}, those of {prefix}; fill {packs.statistics(lengths).fill:.2%}"
+    try:
+        packs.check_coverage(lengths)
+    except DsmError as error:
+        raise DsmError(f"{path}: {error}; build it again") from error
+    return f"{line}, those of {prefix}, each once; fill {packs.statistics(lengths).fill:.2%}"
 
 
 def _verify_dataset(prefix: Path) -> str:

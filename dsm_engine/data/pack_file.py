@@ -74,7 +74,7 @@ def load_pack_index(path: Path) -> PackIndex:
     content = map_file(path)
     header = _core.PackFile.parse(content, str(path))
     _check_checksums(path, content, header)
-    header.check_arrays(content, str(path))
+    _core.PackFile.check_arrays(content, str(path))
     begins = None
     if header.has_begins:
         begins = np.frombuffer(content, "<i4", header.num_packs, header.begins_begin)

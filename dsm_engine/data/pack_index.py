@@ -5,7 +5,7 @@ policy, cost): milliseconds in C++, the same bytes on every machine and number o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -38,6 +38,15 @@ class PackCost:
     """The defaults are the floating-point operations of DeepSeekMath 7B in the ratio of its linear
     layers and head (38.95 GF a token, forward and backward) to causal attention
     (3.02 GF a token at 4,096 tokens, so 3.02 / 4,096 GF for each squared token)."""
+
+    def __post_init__(self) -> None:
+        if not (
+            0 <= self.token <= 1 << 31 and 0 <= self.square <= 128 and self.token + self.square
+        ):
+            raise DsmError(
+                "cost: a token must cost 0 to 2^31 and a squared length 0 to 128, not both 0, found"
+                f" {self.token} and {self.square}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,20 +167,19 @@ class PackIndex:
     def content_xxh3(self) -> int:
         """Fingerprint of which part of which document stands where."""
         digest = xxhash.xxh3_64()
-        digest.update(np.array([self.capacity, self.alignment], dtype="<i8").data)
-        digest.update(np.ascontiguousarray(self.offsets, dtype="<i8").data)
-        digest.update(np.ascontiguousarray(self.documents, dtype="<i8").data)
-        if self.begins is not None:
-            digest.update(np.ascontiguousarray(self.begins, dtype="<i4").data)
+        header = [self.capacity, self.alignment, self.documents.itemsize]
+        digest.update(np.array(header, dtype="<i8").data)
+        for array in self.arrays():
+            digest.update(np.ascontiguousarray(array).data)
         return digest.intdigest()
 
-    def statistics(self, lengths: NDArray[np.int32]) -> PackStatistics:
+    def statistics(self, lengths: ArrayLike) -> PackStatistics:
         """Fill and documents a pack, `lengths` being those the index was built from.
 
         Raises DsmError where they are others and the packs do not hold.
         """
         num_packs, num_pieces, max_pieces, tokens, alignment, tail, histogram, squares, most = (
-            _core.pack_statistics(lengths, *self.arrays(), **self.layout())
+            _core.pack_statistics(_as_lengths(lengths), *self.arrays(), **self.layout())
         )
         return PackStatistics(
             num_packs=num_packs,
@@ -186,10 +194,23 @@ class PackIndex:
             max_squares=most,
         )
 
-    def totals(self, lengths: NDArray[np.int32]) -> PackTotals:
+    def totals(self, lengths: ArrayLike) -> PackTotals:
         """What each pack holds. Raises DsmError as `statistics` does."""
-        tokens, slots, squares = _core.pack_totals(lengths, *self.arrays(), **self.layout())
+        tokens, slots, squares = _core.pack_totals(
+            _as_lengths(lengths), *self.arrays(), **self.layout()
+        )
         return PackTotals(tokens=tokens, slots=slots, squares=squares)
+
+    def check_coverage(self, lengths: ArrayLike) -> None:
+        """Checks that every token stands in one pack or in the ledger.
+
+        True of every index that was built; a file may hold another that has right checksums.
+        Raises DsmError where a document is missing, stands twice or is cut wrongly, or the ledger
+        is wrong.
+        """
+        _core.check_pack_coverage(
+            _as_lengths(lengths), *self.arrays(), astuple(self.ledger), **self.layout()
+        )
 
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[np.int32]]:
         """Offsets, documents and begins as the core takes them."""
@@ -232,7 +253,8 @@ def build_pack_index(
 
     A document takes the next multiple of `alignment` in slots (2 * CP and the like). Documents
     longer than the capacity follow `overlong` and are counted in the ledger; concat_split cuts them
-    as it cuts all others. `threads` and `arena` change the time, never the result.
+    as it cuts all others. `threads` and `arena` change the time, never the result. `lengths` must
+    not change meanwhile.
 
     Raises DsmError where a document is empty, or longer than the capacity under `error`, or a value
     is out of range.
@@ -277,14 +299,14 @@ def build_pack_index(
     )
 
 
-def deal_packs(costs: NDArray[np.int64], ranks: int) -> NDArray[np.int64]:
+def deal_packs(costs: ArrayLike, ranks: int) -> NDArray[np.int64]:
     """An order of a step's packs, [packs], of which data-parallel rank r takes [r::ranks].
 
     Every rank gets as many packs; the packs of one micro-batch, and the sums of the ranks, cost
     about the same. `costs` are those of the step's packs. Raises DsmError unless the packs can be
     dealt evenly.
     """
-    return _core.deal_packs(costs, ranks)
+    return _core.deal_packs(np.ascontiguousarray(costs, np.int64), ranks)
 
 
 def lengths_xxh3(lengths: NDArray[np.int32]) -> int:

@@ -125,8 +125,13 @@ class PackReader:
 
         Raises DsmError as `read` does, after all threads have stopped.
         """
-        indices = np.asarray(pack_indices, np.int64)
+        given = np.asarray(pack_indices)
+        if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
+            raise DsmError(f"packs are one row of integers, found {given.dtype} {given.shape}")
+        indices = np.ascontiguousarray(given, np.int64)
         batches = [self.allocate() for _ in indices] if out is None else list(out)
+        if len({id(batch) for batch in batches}) < len(batches):
+            raise ValueError("the buffers of a batch are given twice")
         counts = self._core.gather_batch(indices, [batch.core for batch in batches], threads)
         for pack_idx, batch, found in zip(indices.tolist(), batches, counts.tolist(), strict=True):
             batch.max_seqlen, batch.num_documents, batch.num_supervised = found

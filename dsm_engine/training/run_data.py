@@ -1,10 +1,11 @@
 """The data of a run, opened and checked against each other, the tokenizer and the model."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dsm_engine.data.pack_file import load_pack_index
-from dsm_engine.data.pack_index import PackIndex, build_pack_index
+from dsm_engine.data.pack_index import PackIndex, PackStrategy, build_pack_index
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.data.tokenizers import Tokenizer, dataset_tokenizer
 from dsm_engine.errors import DsmError
@@ -46,9 +47,7 @@ def open_run_data(recipe: TrainRecipe, model: ModelConfig) -> RunData:
     if recipe.data.validation is not None:
         validation = TokenizedDataset(recipe.data.validation)
         dataset_tokenizer(recipe.data.validation, validation.manifest, tokenizer.path)
-        validation_packs = build_pack_index(
-            validation.lengths, capacity=recipe.data.seq_length, strategy="best_fit", seed=0
-        )
+        validation_packs = _build(recipe, recipe.data.validation, validation, "best_fit", seed=0)
     return RunData(
         tokenizer=tokenizer,
         train=train_set,
@@ -66,7 +65,8 @@ def _refuse_small_model(
             f"model.vocab_size {model.vocab_size} is smaller than the {tokenizer.vocab_size} ids "
             f"of {tokenizer.path}; raise it"
         )
-    longest = int(dataset.lengths.max(initial=0))
+    # Positions count inside a pack, whatever becomes of documents that are longer.
+    longest = min(int(dataset.lengths.max(initial=0)), recipe.data.seq_length)
     if longest > model.max_position_embeddings:
         raise DsmError(
             f"{recipe.data.train}: has a document of {longest:,} tokens, the model is meant for "
@@ -78,17 +78,7 @@ def _refuse_small_model(
 def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
     data = recipe.data
     if data.packs is None:
-        try:
-            return build_pack_index(
-                dataset.lengths,
-                capacity=data.seq_length,
-                strategy=data.strategy,
-                seed=recipe.seed,
-                alignment=data.alignment,
-                overlong=data.overlong,
-            )
-        except DsmError as error:
-            raise DsmError(f"{data.train}: {error}") from error
+        return _build(recipe, data.train, dataset, data.strategy, seed=recipe.seed)
     packs = load_pack_index(data.packs)
     if packs.capacity != data.seq_length:
         raise DsmError(
@@ -101,3 +91,25 @@ def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
             f"again with dsm pack"
         )
     return packs
+
+
+def _build(
+    recipe: TrainRecipe,
+    prefix: Path,
+    dataset: TokenizedDataset,
+    strategy: PackStrategy,
+    *,
+    seed: int,
+) -> PackIndex:
+    data = recipe.data
+    try:
+        return build_pack_index(
+            dataset.lengths,
+            capacity=data.seq_length,
+            strategy=strategy,
+            seed=seed,
+            alignment=data.alignment,
+            overlong=data.overlong,
+        )
+    except DsmError as error:
+        raise DsmError(f"{prefix}: {error}") from error

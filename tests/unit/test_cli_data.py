@@ -1,5 +1,6 @@
 """The commands around a tokenized dataset: preprocess, pack, inspect."""
 
+import dataclasses
 import io
 import json
 import os
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dsm_engine.cli import main
-from dsm_engine.data.pack_file import load_pack_index
-from dsm_engine.data.pack_index import STRATEGIES
+from dsm_engine.data.pack_file import load_pack_index, save_pack_index
+from dsm_engine.data.pack_index import STRATEGIES, build_pack_index
 from dsm_engine.data.tokenized_dataset import TokenizedDataset, TokenizedDatasetWriter
 
 Captured = pytest.CaptureFixture[str]
@@ -178,3 +179,29 @@ def test_verify_checks_a_pack_index(tmp_path: Path, sample_data: Path, capsys: C
     content[-1] ^= 1
     path.write_bytes(content)
     assert "its checksum differs" in _fails(capsys, "verify", path)
+
+
+def test_pack_cuts_what_other_strategies_cannot_hold(
+    tmp_path: Path, sample_data: Path, capsys: Captured
+) -> None:
+    output = tmp_path / "a.packs"
+    words = ["pack", str(sample_data / "train"), "--capacity", "32", "--output", str(output)]
+    assert main([*words, "--strategy", "concat_split"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "random: cannot pack: document" in printed and "concat_split: " in printed
+    assert load_pack_index(output).strategy == "concat_split"
+    assert "more than a pack of 32" in _fails(capsys, *words)
+
+
+def test_verify_finds_a_pack_index_of_no_plan(
+    tmp_path: Path, sample_data: Path, capsys: Captured
+) -> None:
+    lengths = TokenizedDataset(sample_data / "train").lengths
+    packs = build_pack_index(lengths, capacity=4096, strategy="random", seed=0)
+    twice = packs.documents.copy()
+    twice[1] = twice[0]
+    save_pack_index(dataclasses.replace(packs, documents=twice), tmp_path / "a.packs")
+    assert main(["verify", str(tmp_path / "a.packs")]) == 0
+    capsys.readouterr()
+    words = ("verify", tmp_path / "a.packs", "--dataset", sample_data / "train")
+    assert "the packs are not of one plan" in _fails(capsys, *words)

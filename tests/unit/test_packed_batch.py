@@ -166,6 +166,27 @@ def test_a_bad_pack_of_a_batch_is_an_error(tmp_path: Path, threads: int) -> None
         reader.read_batch([0, 1], out=[reader.allocate()])
 
 
+def test_strange_batches_are_refused_or_read(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", _random_documents(300, 60))
+    packs = build_pack_index(dataset.lengths, capacity=64, strategy="random", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    strided = np.arange(20)[::3]
+    for pack_idx, batch in zip(strided.tolist(), reader.read_batch(strided), strict=True):
+        assert batch.document_idx.tolist() == packs.pack(pack_idx).tolist()
+    for bad in ([0.7], [[1, 2]]):
+        with pytest.raises(DsmError, match="one row of integers"):
+            reader.read_batch(bad)
+    buffers = reader.allocate()
+    with pytest.raises(ValueError, match="given twice"):
+        reader.read_batch([0, 1], out=[buffers, buffers])
+    with pytest.raises(ValueError, match="all int32 or all int64"):
+        reader.read_batch([0, 1], out=[buffers, reader.allocate(index_dtype=np.int32)])
+    with pytest.raises(DsmError, match="threads must be 1 to 1024, found 0"):
+        reader.read_batch([0], threads=0)
+    with pytest.raises(TypeError):
+        reader._core.gather_batch(np.array([0]), [None], 1)  # type: ignore[list-item]
+
+
 def test_buffers_of_other_shapes_or_types_are_refused(tmp_path: Path) -> None:
     dataset = _dataset(tmp_path / "x", [([1, 2], [(1, 2)])])
     packs = build_pack_index(dataset.lengths, capacity=3, strategy="random", seed=0)
@@ -253,6 +274,9 @@ def _forged(packs: PackIndex, **changes) -> PackIndex:
         ({"documents": np.array([0, -1], np.int64)}, "asked for document -1"),
         ({"capacity": 2}, "do not fill it as planned .*built for other documents"),
         ({"offsets": np.array([0, 7], np.int64)}, "the pack index is damaged at pack 0"),
+        ({"begins": np.array([-4], np.int32)}, "do not fill it as planned"),
+        ({"begins": np.array([-(1 << 30)], np.int32)}, "do not fill it as planned"),
+        ({"alignment": 0}, "multiple of the alignment, found 8 and 0"),
     ],
 )
 def test_forged_packs_are_rejected(tmp_path: Path, changes, message: str) -> None:

@@ -53,9 +53,8 @@ def test_no_more_than_the_ring_is_read_ahead(reader: PackReader) -> None:
             yield i % reader.packs.num_packs
 
     with PackPrefetcher(reader, endless(), depth=3) as prefetcher:
-        batches = iter(prefetcher)
         for _ in range(10):
-            next(batches)
+            next(prefetcher)
         deadline = time.monotonic() + 5
         while len(asked) < 14 and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -89,4 +88,47 @@ def test_closing_early_ends_the_thread(reader: PackReader) -> None:
     with PackPrefetcher(reader, iter(lambda: 0, 1)) as prefetcher:
         next(iter(prefetcher))
         assert threading.active_count() == before + 1
+    assert threading.active_count() == before
+
+
+def test_a_prefetcher_goes_on_where_it_was_left_and_ends_once(reader: PackReader) -> None:
+    with PackPrefetcher(reader, range(9), depth=1) as prefetcher:
+        first = [next(iter(prefetcher)).document_idx.tolist() for _ in range(5)]
+        rest = [batch.document_idx.tolist() for batch in prefetcher]
+        assert first + rest == [reader.packs.pack(i).tolist() for i in range(9)]
+        assert list(prefetcher) == []
+    assert list(prefetcher) == []
+
+
+def test_an_error_ends_the_iteration(reader: PackReader) -> None:
+    with PackPrefetcher(reader, [10**6, 0]) as prefetcher:
+        with pytest.raises(DsmError):
+            next(prefetcher)
+        assert list(prefetcher) == []
+
+
+def test_one_who_waits_is_let_go_when_it_is_closed(reader: PackReader) -> None:
+    never = threading.Event()
+
+    def blocked():
+        yield 0
+        never.wait(20)
+
+    prefetcher = PackPrefetcher(reader, blocked())
+    next(prefetcher)
+    threading.Timer(0.2, never.set).start()
+    closer = threading.Thread(target=prefetcher.close)
+    closer.start()
+    assert list(prefetcher) == []
+    closer.join()
+
+
+def test_a_forgotten_prefetcher_ends_its_thread(reader: PackReader) -> None:
+    before = threading.active_count()
+    prefetcher = PackPrefetcher(reader, iter(lambda: 0, 1))
+    next(prefetcher)
+    del prefetcher
+    deadline = time.monotonic() + 5
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.02)
     assert threading.active_count() == before

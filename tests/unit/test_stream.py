@@ -1,15 +1,17 @@
 """The stream of packs: what a step trains on, and how data-parallel ranks share it."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 
-from dsm_engine.data.pack_index import STRATEGIES, build_pack_index
+from dsm_engine.data.pack_index import STRATEGIES, build_pack_index, deal_packs
+from dsm_engine.data.packed_batch import PackReader
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.errors import DsmError
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.loop import train
 from dsm_engine.training.stream import PackStream
@@ -49,19 +51,21 @@ def test_ranks_share_the_packs_of_a_step(sample_data: Path, strategy, ranks: int
     )
 
 
-def test_balanced_packs_are_dealt_so_that_ranks_cost_the_same(sample_data: Path) -> None:
+def test_balanced_packs_are_dealt_by_their_cost(sample_data: Path) -> None:
     dataset = TokenizedDataset(sample_data / "train")
     streams = _streams(dataset, "balanced", 2)
+    packs = build_pack_index(dataset.lengths, capacity=512, strategy="balanced", seed=1)
+    costs = packs.totals(dataset.lengths).costs(packs.cost)
+    in_turn = False
     for step in range(3):
-        packs = streams[0].packs_of_step(step, BATCH)
-        sums = []
-        for stream in streams:
-            lengths = [
-                np.diff(batch.packed_seq_params.cu_seqlens_q.numpy())
-                for batch in stream.micro_batches(packs)
-            ]
-            sums.append(sum(int((x.astype(np.int64) ** 2).sum()) for x in lengths))
-        assert abs(sums[0] - sums[1]) < 0.2 * sum(sums)
+        chosen = streams[0].packs_of_step(step, BATCH)
+        dealt = [chosen[i] for i in deal_packs(costs[chosen], 2).tolist()]
+        in_turn |= dealt == chosen
+        for rank, stream in enumerate(streams):
+            read = [batch.tokens[0].tolist() for batch in stream.micro_batches(chosen)]
+            reader = PackReader(dataset, packs, pad_id=0)
+            assert read == [reader.read(p).tokens.tolist() for p in dealt[rank::2]]
+    assert not in_turn
 
 
 @pytest.mark.parametrize(
@@ -76,8 +80,19 @@ def test_every_packing_can_be_trained_on(
     tmp_path: Path, sample_data: Path, make_recipe, data: dict
 ) -> None:
     values = make_recipe(sample_data, tmp_path / "run", training__steps=2)
-    values["data"] = {**values["data"], **data, "validation": None}
-    recipe = TrainRecipe.model_validate(values)
-    train(recipe)
-    metrics = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
-    assert len(metrics) == 2
+    values["data"] |= data
+    values["model"]["max_position_embeddings"] = values["data"]["seq_length"]
+    values["logging"]["validate_every"] = 2
+    train(TrainRecipe.model_validate(values))
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    kinds = [json.loads(line)["kind"] for line in lines]
+    assert kinds.count("step") == 2 and "validation" in kinds
+
+
+def test_an_overlong_validation_set_is_named(
+    tmp_path: Path, sample_data: Path, make_recipe
+) -> None:
+    values = make_recipe(sample_data, tmp_path / "run")
+    values["data"] |= {"strategy": "concat_split", "seq_length": 64}
+    with pytest.raises(DsmError, match=r"validation: cannot pack: document \d+ has"):
+        train(TrainRecipe.model_validate(values))
