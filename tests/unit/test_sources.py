@@ -274,13 +274,9 @@ def test_a_records_language_and_format_are_known_ones(tmp_path: Path, change, me
     assert re.search(message, str(fault))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b'[\n  {"question": "q"}\n]\n', b'{\n  "question": "q"\n}\n', b'[{"question": "q"}]\n'],
-)
-def test_json_spread_over_lines_gets_a_hint(tmp_path: Path, content: bytes):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(content)
+@pytest.mark.parametrize("line", [b'[{"question": "q"}]', b"{"])
+def test_json_that_is_not_one_object_a_line_gets_a_hint(tmp_path: Path, line: bytes):
+    path = write(tmp_path / "a.jsonl", {"question": "q", "answer": "a"}, line)
     assert str(fault_of(path, "jsonl")).endswith("; one JSON object a line is expected")
 
 
@@ -308,7 +304,7 @@ def test_rows_know_their_places(tmp_path: Path, compress):
 
 def test_a_line_too_long_is_one_bad_row_and_the_next_is_read(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(rows, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr(rows, "_BUFFER_BYTES", 64)
+    monkeypatch.setattr(rows, "BUFFER_BYTES", 64)
     path = write(tmp_path / "a.jsonl", b"x" * 1000, b"x" * 1001, b"x" * 5000, b"{}")
     found = list(rows.read_lines(path))
     assert [row.too_long for row in found] == [False, True, True, False]
