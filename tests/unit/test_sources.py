@@ -290,7 +290,11 @@ def test_an_unknown_reader_or_option_names_the_nearest():
 
 
 def test_every_reader_is_registered_under_its_own_name():
-    assert sorted(READERS) == ["examples", "gsm8k", "jsonl", "math", "tal_scq5k"]
+    assert all(reader.name == name for name, reader in READERS.items())
+    assert sorted(READERS) == [
+        *("ape210k", "examples", "gaokao_bench", "gsm8k", "jsonl", "lila", "math", "math23k"),
+        *("math_instruct", "mathcoder", "tal_scq5k", "tora"),
+    ]
 
 
 @pytest.mark.parametrize("compress", [False, True])

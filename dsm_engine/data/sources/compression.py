@@ -24,7 +24,7 @@ def open_contents(path: Path) -> Iterator[tuple[BufferedReader, BufferedReader]]
     where it is missing, unreadable or damaged.
     """
     try:
-        with path.open("rb", buffering=_HEAD_BYTES) as on_disk:
+        with _buffered(path.open("rb", buffering=0)) as on_disk:
             magic = on_disk.peek(4)[:4]
             if magic.startswith(_GZIP_MAGIC):
                 yield _buffered(gzip.GzipFile(fileobj=on_disk)), on_disk
