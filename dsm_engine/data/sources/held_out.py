@@ -6,6 +6,7 @@ compression and schema do not matter. Single questions that strayed into a train
 looked for here: that is decontamination.
 """
 
+import re
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -19,8 +20,10 @@ from dsm_engine.files import read_json
 
 HELD_OUT_PATH = Path(__file__).parent / "held_out.json"
 FINGERPRINT_DIGITS = 8
-_NUM_ROWS = 64
-_LEAST_SHARE = 0.25  # of those rows; training sets share single questions with benchmarks
+_NUM_QUESTIONS = 64
+_MAX_ROWS = 4096  # looked through for them, where rows are omitted
+_LEAST_SHARE = 0.25  # of those questions; training sets share single ones with benchmarks
+_NOT_COMPARED = re.compile(r"[\s.,;:?!。，、；：？！．]+")
 
 
 def refuse_benchmark(reader: Reader, path: Path, where: str) -> None:
@@ -28,7 +31,7 @@ def refuse_benchmark(reader: Reader, path: Path, where: str) -> None:
     held_out = held_out_questions()
     num_questions = 0
     found: list[str] = []
-    for row in islice(reader.rows(path), _NUM_ROWS):
+    for row in islice(reader.rows(path), _MAX_ROWS):
         try:
             question = reader.example(row).question
         except ExampleFault:
@@ -36,6 +39,8 @@ def refuse_benchmark(reader: Reader, path: Path, where: str) -> None:
         num_questions += 1
         if name := held_out.get(fingerprint(question)):
             found.append(name)
+        if num_questions == _NUM_QUESTIONS:
+            break
     if found and len(found) >= _LEAST_SHARE * num_questions:
         raise DsmError(
             f"{path}: is never trained on: {len(found)} of its first {num_questions} questions are"
@@ -44,8 +49,11 @@ def refuse_benchmark(reader: Reader, path: Path, where: str) -> None:
 
 
 def fingerprint(question: str) -> str:
-    """Half of the question's 64-bit XXH3, white space and case aside, in hexadecimal digits."""
-    text = "".join(question.split()).casefold()
+    """Half of the question's 64-bit XXH3, in hexadecimal digits.
+
+    White space, case and the marks of sentences do not count: copies differ in them.
+    """
+    text = _NOT_COMPARED.sub("", question).casefold()
     return xxhash.xxh3_64(text.encode()).hexdigest()[:FINGERPRINT_DIGITS]
 
 

@@ -3,14 +3,30 @@
 import re
 from typing import Any
 
-from dsm_engine.data.example import Block, BlockKind, Example, ExampleFault, solution_format
+from dsm_engine.data.example import (
+    Block,
+    BlockKind,
+    Example,
+    ExampleFault,
+    ExampleOmitted,
+    solution_format,
+)
 from dsm_engine.data.sources.answers import last_boxed
 from dsm_engine.data.sources.conversations import message_text
 from dsm_engine.data.sources.reader import Reader
 from dsm_engine.data.sources.rows import Row, choice, optional_text, text_field
+from dsm_engine.recipes import Section
 
 _KINDS: dict[str, BlockKind] = {"text": "text", "code": "program", "execution": "output"}
 _FENCE_LINE = re.compile(r"^```", re.MULTILINE)
+
+
+class MathcoderOptions(Section):
+    """Which rows are read."""
+
+    sources: tuple[str, ...] = ()
+    """Values of a row's `source`, such as `mathcoder/simuleq`; all where it is empty. Rows of
+    others are omitted."""
 
 
 class MathcoderReader(Reader):
@@ -24,8 +40,13 @@ class MathcoderReader(Reader):
 
     name = "mathcoder"
     licence = "Apache-2.0"
+    Options = MathcoderOptions
 
     def parse(self, record: dict[str, Any], row: Row) -> Example:
+        options = self.options
+        assert isinstance(options, MathcoderOptions)
+        if options.sources and record.get("source") not in options.sources:
+            raise ExampleOmitted("source_not_chosen", f"is of {record.get('source')!r:.80}")
         question, parts = _question_and_parts(record)
         blocks = _blocks(parts)
         closing = blocks[-1].text if blocks[-1].kind == "text" else ""
