@@ -9,10 +9,13 @@ import orjson
 import pytest
 
 from dsm_engine.data.example import Block, Example, ExampleFault, ExampleOmitted
+from dsm_engine.data.recipe import PreprocessRecipe
 from dsm_engine.data.sources import rows
 from dsm_engine.data.sources.registry import READERS, make_reader
 from dsm_engine.errors import DsmError
+from dsm_engine.recipes import load_recipe
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 SHARED = Path(os.environ.get("DSM_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 
 
@@ -295,6 +298,13 @@ def test_every_reader_is_registered_under_its_own_name():
         *("ape210k", "examples", "gaokao_bench", "gsm8k", "jsonl", "lila", "math", "math23k"),
         *("math_instruct", "mathcoder", "tal_scq5k", "tora"),
     ]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_data_names_a_reader_and_its_options(path: Path):
+    recipe = load_recipe(path, [], PreprocessRecipe)
+    for source in recipe.sources:
+        make_reader(source.reader, source=source.name, options=source.options, where=str(path))
 
 
 @pytest.mark.parametrize("compress", [False, True])

@@ -16,7 +16,7 @@ from dsm_engine.data.sources.rows import Row
 from dsm_engine.errors import DsmError
 
 # A string that the buffer's end cuts ends without a quotation mark.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+(?:(?P<closed>")|\\?\Z)|[\[\]{}]', re.DOTALL)
+_TOKEN = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:(?P<closed>")|\\?\Z)|[\[\]{}]', re.DOTALL)
 
 
 class JsonValues:
