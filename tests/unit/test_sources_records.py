@@ -58,7 +58,7 @@ def test_every_container_gives_its_records_and_their_places(
         assert 0 <= row.position <= path.stat().st_size
 
 
-@pytest.mark.parametrize("content", [b"[]", b" [ \n ]\n", b"{\n}"])
+@pytest.mark.parametrize("content", [b"[]", b" [ \n ]\n", b"{\n}", b"\n"])
 def test_a_list_of_nothing_has_no_rows(tmp_path: Path, content):
     path = tmp_path / "a"
     path.write_bytes(content)
@@ -72,7 +72,9 @@ def test_a_list_of_nothing_has_no_rows(tmp_path: Path, content):
         (b'[{"a":1} "x, y" [1]]', [b'{"a":1}', b'"x, y"', b"[1]"]),
         (b'[\n{"a":}, {"b":2},]', [b'{"a":}', b'{"b":2}']),
         (b'{\n"a":1}\n] 7\n{"b":2}', [b'{\n"a":1}', b"] 7", b'{"b":2}']),
-        (b'{\n"a":1}\n{"b":"', [b'{\n"a":1}', b'{"b":"']),
+        (b'{\n"a":1}\n{"b":2}}', [b'{\n"a":1}', b'{"b":2}', b"}"]),
+        (b'{\n{"a":1}\n{"b":2}', [b"{", b'{"a":1}', b'{"b":2}']),
+        (b"{", [b"{"]),
     ],
 )
 def test_what_is_no_record_is_a_row_all_the_same(tmp_path: Path, content, raws):
@@ -85,6 +87,9 @@ def test_what_is_no_record_is_a_row_all_the_same(tmp_path: Path, content, raws):
     ("content", "message"),
     [
         (b'[{"a":1},\n{"b":2}', r"a:2: the file ends within its JSON list"),
+        (b'[{"a":1},\n{"b":2', r"a:2: the record here is not closed"),
+        (b'{\n"a":1}\n{"b":"', r"a:3: the record here is not closed"),
+        (b'{\n"a":\n{"b":1}\n{"c":2}', r"a:1: the record here is not closed"),
         (b"[\n", r"a:1: the file ends within its JSON list"),
         (b'[{"a":1}]\n{"b":2}', r"a:1: more follows the end of the JSON list"),
         (b'[{"a":1},\n{"b":"' + b"x" * 90, r"a:1: a record of more than 60 bytes"),

@@ -38,7 +38,7 @@ class JsonValues:
         """The values after `head`, which has been read from the file already.
 
         In a list they end with it, and nothing follows unless it is a member of an object. Raises
-        DsmError where that is not so.
+        DsmError where that is not so, and where the last value is not closed.
         """
         self._buffer = head
         self._skip(len(head))
@@ -66,6 +66,9 @@ class JsonValues:
                 self._scanned = match.end()
             else:
                 self._scanned = len(self._buffer)
+        if self._depth > 0:  # one bracket too few would make all the rest a single bad row
+            self._skip(self._begin)
+            raise DsmError(f"{self._path}:{self._line}: the record here is not closed")
         yield from self._between(len(self._buffer))
         if within != "file":
             raise DsmError(f"{self._path}:{self._line}: the file ends within its JSON list")

@@ -10,7 +10,7 @@ from dsm_engine.data.sources.parquet import PARQUET_MAGIC, read_parquet
 from dsm_engine.data.sources.rows import BYTE_ORDER_MARK, Row, line_rows
 
 _LIST_OF_OBJECTS = re.compile(rb"\s*\[(?=\s*(?:[{\]]|\Z))")
-_OBJECT_OVER_LINES = re.compile(rb"\s*(?=\{[ \t]*\r?\n)")
+_OBJECT_OVER_LINES = re.compile(rb'\s*(?=\{[ \t]*\r?\n\s*(?:["}]|\Z))')
 
 
 def read_records(path: Path, *, members: Sequence[str] = ()) -> Iterator[Row]:
