@@ -13,6 +13,7 @@ import orjson
 from dsm_engine.data.example import Example, ExampleFault, ExampleOmitted
 from dsm_engine.data.ledger import Ledger
 from dsm_engine.data.recipe import PreprocessRecipe, SourceRecipe
+from dsm_engine.data.sources.held_out import refuse_benchmark
 from dsm_engine.data.sources.reader import Reader
 from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.data.sources.rows import Row
@@ -219,6 +220,7 @@ def _open_sources(recipe: PreprocessRecipe) -> list[_Source]:
         where = f"sources.{source_idx}"
         reader = make_reader(source.reader, source=source.name, options=source.options, where=where)
         num_bytes = _checked_size(source.path, where)
+        refuse_benchmark(reader, source.path, where)
         sources.append(_Source(recipe=source, reader=reader, num_bytes=num_bytes))
     return sources
 

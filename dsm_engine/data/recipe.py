@@ -15,7 +15,7 @@ class SourceRecipe(Section):
     reader: str
     """`examples`, `jsonl`, or the name of a published source, such as `gsm8k`."""
     path: Path
-    """Compressed with gzip or not."""
+    """JSONL, a JSON list or Parquet; text may be compressed with gzip or Zstandard."""
     name: str = ""
     """What the examples' source is called; the reader's name where it is empty."""
     limit: PositiveInt | None = None

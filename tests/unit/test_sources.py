@@ -9,10 +9,13 @@ import orjson
 import pytest
 
 from dsm_engine.data.example import Block, Example, ExampleFault, ExampleOmitted
+from dsm_engine.data.recipe import PreprocessRecipe
 from dsm_engine.data.sources import rows
 from dsm_engine.data.sources.registry import READERS, make_reader
 from dsm_engine.errors import DsmError
+from dsm_engine.recipes import load_recipe
 
+CONFIGS = Path(__file__).parents[2] / "configs" / "data"
 SHARED = Path(os.environ.get("DSM_SHARED", Path(__file__).parents[3] / "shared")) / "data"
 
 
@@ -274,13 +277,9 @@ def test_a_records_language_and_format_are_known_ones(tmp_path: Path, change, me
     assert re.search(message, str(fault))
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b'[\n  {"question": "q"}\n]\n', b'{\n  "question": "q"\n}\n', b'[{"question": "q"}]\n'],
-)
-def test_json_spread_over_lines_gets_a_hint(tmp_path: Path, content: bytes):
-    path = tmp_path / "a.jsonl"
-    path.write_bytes(content)
+@pytest.mark.parametrize("line", [b'[{"question": "q"}]', b"{"])
+def test_json_that_is_not_one_object_a_line_gets_a_hint(tmp_path: Path, line: bytes):
+    path = write(tmp_path / "a.jsonl", {"question": "q", "answer": "a"}, line)
     assert str(fault_of(path, "jsonl")).endswith("; one JSON object a line is expected")
 
 
@@ -294,7 +293,18 @@ def test_an_unknown_reader_or_option_names_the_nearest():
 
 
 def test_every_reader_is_registered_under_its_own_name():
-    assert sorted(READERS) == ["examples", "gsm8k", "jsonl", "math", "tal_scq5k"]
+    assert all(reader.name == name for name, reader in READERS.items())
+    assert sorted(READERS) == [
+        *("ape210k", "examples", "gaokao_bench", "gsm8k", "jsonl", "lila", "math", "math23k"),
+        *("math_instruct", "mathcoder", "tal_scq5k", "tora"),
+    ]
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_of_data_names_a_reader_and_its_options(path: Path):
+    recipe = load_recipe(path, [], PreprocessRecipe)
+    for source in recipe.sources:
+        make_reader(source.reader, source=source.name, options=source.options, where=str(path))
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -308,7 +318,7 @@ def test_rows_know_their_places(tmp_path: Path, compress):
 
 def test_a_line_too_long_is_one_bad_row_and_the_next_is_read(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(rows, "MAX_LINE_BYTES", 1000)
-    monkeypatch.setattr(rows, "_BUFFER_BYTES", 64)
+    monkeypatch.setattr(rows, "BUFFER_BYTES", 64)
     path = write(tmp_path / "a.jsonl", b"x" * 1000, b"x" * 1001, b"x" * 5000, b"{}")
     found = list(rows.read_lines(path))
     assert [row.too_long for row in found] == [False, True, True, False]

@@ -3,10 +3,9 @@
 from typing import Any
 
 from dsm_engine.data.example import Block, Example, ExampleOmitted
+from dsm_engine.data.sources.answers import last_boxed
 from dsm_engine.data.sources.reader import Reader
 from dsm_engine.data.sources.rows import Row, optional_text, text_field
-
-_BOXED = ("\\boxed{", "\\fbox{")
 
 
 class MathReader(Reader):
@@ -20,7 +19,7 @@ class MathReader(Reader):
 
     def parse(self, record: dict[str, Any], row: Row) -> Example:
         solution = text_field(record, "solution", "missing_answer")
-        answer = _last_boxed(solution)
+        answer = last_boxed(solution)
         if not answer:
             raise ExampleOmitted("no_final_answer", "the solution boxes no answer")
         return Example(
@@ -34,19 +33,3 @@ class MathReader(Reader):
             topic=optional_text(record, "type"),
             licence=self.licence,
         )
-
-
-def _last_boxed(text: str) -> str:
-    r"""What stands in the last `\boxed{...}` or `\boxed x`; empty where there is none."""
-    opening = max(_BOXED, key=text.rfind)
-    start = text.rfind(opening)
-    if start < 0:
-        _, mark, rest = text.rpartition("\\boxed ")
-        return rest.split("$")[0].strip() if mark else ""
-    start += len(opening)
-    depth = 1
-    for position in range(start, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return text[start:position].strip()
-    return ""

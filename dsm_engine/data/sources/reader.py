@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from dsm_engine.data.example import Example
-from dsm_engine.data.sources.rows import Row, parse_object, read_lines
+from dsm_engine.data.sources.records import read_records
+from dsm_engine.data.sources.rows import Row, parse_object
 from dsm_engine.recipes import Section
 
 
@@ -23,6 +24,8 @@ class Reader(ABC):
     name: ClassVar[str]
     """What recipes call the reader."""
     licence: ClassVar[str] = ""
+    members: ClassVar[tuple[str, ...]] = ()
+    """The keys under which an object that is the whole file holds the list of its records."""
     Options: ClassVar[type[Section]] = NoOptions
 
     def __init__(self, *, source: str = "", options: Section | None = None) -> None:
@@ -32,7 +35,7 @@ class Reader(ABC):
 
     def rows(self, path: Path) -> Iterator[Row]:
         """The records of the file. Raises DsmError where the file itself is at fault."""
-        return read_lines(path)
+        return read_records(path, members=self.members)
 
     def example(self, row: Row) -> Example:
         """The example in a row. Raises ExampleFault."""

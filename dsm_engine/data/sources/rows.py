@@ -1,10 +1,8 @@
 """From a file to its rows, each with its place, in bounded memory."""
 
-import gzip
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BufferedIOBase, BufferedReader
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +10,11 @@ import orjson
 import xxhash
 
 from dsm_engine.data.example import ExampleFault
-from dsm_engine.errors import DsmError
+from dsm_engine.data.sources.compression import BUFFER_BYTES, open_contents
 from dsm_engine.recipes import nearest
 
 MAX_LINE_BYTES = 64 << 20
-_BUFFER_BYTES = 1 << 20
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_GZIP_MAGIC = b"\x1f\x8b"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _ONE_A_LINE = "; one JSON object a line is expected"
 
 
@@ -28,9 +24,9 @@ class Row:
 
     path: Path
     line: int
-    """From 1."""
-    byte: int
-    """Where the line begins in the file, after decompression."""
+    """From 1: where the record begins, or, in a file without lines, its number."""
+    byte: int | None
+    """Where the record begins in the file, after decompression; None in a file without lines."""
     raw: bytes
     """The record without its line end; its first bytes where it was too long to be read."""
     position: int
@@ -39,7 +35,9 @@ class Row:
 
     @property
     def place(self) -> str:
-        """`file:line:byte`."""
+        """`file:line:byte`, or `file:row N` in a file without lines."""
+        if self.byte is None:
+            return f"{self.path}:row {self.line}"
         return f"{self.path}:{self.line}:{self.byte}"
 
     @property
@@ -49,18 +47,36 @@ class Row:
 
 
 def read_lines(path: Path) -> Iterator[Row]:
-    """The lines of a text file, gzip-compressed or not; blank lines are no rows.
+    """The lines of a text file, compressed or not; blank lines are no rows.
 
     Raises DsmError where the file is missing, unreadable or damaged.
     """
-    try:
-        with path.open("rb") as on_disk:
-            compressed = on_disk.peek(2)[:2] == _GZIP_MAGIC
-            file = gzip.GzipFile(fileobj=on_disk) if compressed else on_disk
-            yield from _rows(file, on_disk, path)
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise DsmError(f"{path}: cannot be read: {reason}") from error
+    with open_contents(path) as (file, on_disk):
+        yield from line_rows(file, on_disk, path)
+
+
+def line_rows(file: BufferedReader, on_disk: BufferedReader, path: Path) -> Iterator[Row]:
+    """The lines that are left of a file that is open."""
+    line, byte = 0, 0
+    while raw := file.readline(MAX_LINE_BYTES + 1):
+        line += 1
+        size = len(raw)
+        too_long = size > MAX_LINE_BYTES and not raw.endswith(b"\n")
+        if too_long:
+            raw, size = raw[:BUFFER_BYTES], size + _skip_line(file)
+        if line == 1:
+            raw = raw.removeprefix(BYTE_ORDER_MARK)
+        raw = raw.rstrip(b"\r\n")
+        if raw.strip():
+            yield Row(
+                path=path,
+                line=line,
+                byte=byte,
+                raw=raw,
+                position=on_disk.tell(),
+                too_long=too_long,
+            )
+        byte += size
 
 
 def parse_object(row: Row) -> dict[str, Any]:
@@ -111,32 +127,9 @@ def choice(record: dict[str, Any], key: str, known: Sequence[str]) -> Any:
     return value
 
 
-def _rows(file: BufferedIOBase, on_disk: BufferedReader, path: Path) -> Iterator[Row]:
-    line, byte = 0, 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
-        line += 1
-        size = len(raw)
-        too_long = size > MAX_LINE_BYTES and not raw.endswith(b"\n")
-        if too_long:
-            raw, size = raw[:_BUFFER_BYTES], size + _skip_line(file)
-        if line == 1:
-            raw = raw.removeprefix(_BYTE_ORDER_MARK)
-        raw = raw.rstrip(b"\r\n")
-        if raw.strip():
-            yield Row(
-                path=path,
-                line=line,
-                byte=byte,
-                raw=raw,
-                position=on_disk.tell(),
-                too_long=too_long,
-            )
-        byte += size
-
-
-def _skip_line(file: BufferedIOBase) -> int:
+def _skip_line(file: BufferedReader) -> int:
     num_bytes = 0
-    while chunk := file.readline(_BUFFER_BYTES):
+    while chunk := file.readline(BUFFER_BYTES):
         num_bytes += len(chunk)
         if chunk.endswith(b"\n"):
             break

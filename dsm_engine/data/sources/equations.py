@@ -1,0 +1,240 @@
+"""Equations of word problems: exact values, and the programs that compute them.
+
+Grammar: integers, decimals, percentages, mixed numbers such as `1(5/6)`, brackets, `+ - * /`, `:`
+for a ratio, `^` and `**`. Everything is computed in fractions: an equation either gives its
+published answer to the last digit, or it is no training example.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+_TOKEN = re.compile(r"\s*(?:(\d+\.\d+|\d+)|(\*\*|[-+*/:^()\[\]%])|$)")
+_DECIMAL = re.compile(r"-?\d+\.(\d+)")
+_PERCENTAGE = re.compile(r"-?\d+(?:\.(\d+))?%")
+_MAX_DIGITS = 100
+_MAX_EXPONENT = 64
+_MAX_POWER_BITS = 4096
+_MAX_DEPTH = 64
+_SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(5)
+
+
+class BadEquation(ValueError):
+    """What is written there is not of the grammar, or has no value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Term:
+    """A part of an equation: its value, and the Python expression that computes it."""
+
+    value: Fraction
+    code: str
+    binding: int
+    """How tightly its outermost operator binds."""
+    is_int: bool
+    """Whether the expression is a Python int; otherwise it is a Fraction."""
+    ratio: tuple[int, int] | None = None
+    """Of a quotient of two integers as they are written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Solution:
+    """A program, and what it prints."""
+
+    program: str
+    printed: str
+
+
+def solve(equation: str, answer: str) -> Solution | None:
+    """The program of an equation such as `x=44*20`, printing in the form of the answer.
+
+    The answer may be an integer, a decimal, a percentage, a fraction or a mixed number; decimals
+    are rounded to the digits it has. None where the equation gives another value. Raises
+    BadEquation where one of them cannot be read.
+    """
+    term = parse_expression(equation.strip().removeprefix("x="))
+    expected = parse_expression(answer).value
+    try:
+        value, code, printed = _shown(term, answer.strip())
+    except OverflowError as error:
+        raise BadEquation("the value is too large") from error
+    if value != expected:
+        return None
+    imports = "from fractions import Fraction\n\n" if "Fraction(" in term.code else ""
+    return Solution(program=f"{imports}x = {term.code}\nprint({code})", printed=printed)
+
+
+def parse_expression(text: str) -> Term:
+    """The value and the code of an expression. Raises BadEquation."""
+    parser = _Parser(_tokens(text))
+    try:
+        return parser.parse()
+    except ZeroDivisionError as error:
+        raise BadEquation("divides by zero") from error
+
+
+def _shown(term: Term, answer: str) -> tuple[Fraction, str, str]:
+    """What is printed in the form of the answer: its value, the code, the text."""
+    if match := _PERCENTAGE.fullmatch(answer):
+        digits = len(match[1] or "")
+        value = _rounded(100 * term.value, digits)
+        if digits == 0:
+            return value / 100, 'f"{100 * x}%"', f"{value}%"
+        exact = value == 100 * term.value
+        code = "float(100 * x)" if exact else f"round(float(100 * x), {digits})"
+        return value / 100, f'f"{{{code}}}%"', f"{float(value)}%"
+    if match := _DECIMAL.fullmatch(answer):
+        value = _rounded(term.value, len(match[1]))
+        exact = value == term.value
+        code = "float(x)" if exact else f"round(float(x), {len(match[1])})"
+        return value, code, str(float(value))
+    return term.value, "x", str(term.value)
+
+
+def _rounded(value: Fraction, digits: int) -> Fraction:
+    """As Python's round of the float does it; whole percentages are not rounded."""
+    if digits == 0:
+        return value
+    scaled = value * 10**digits
+    return value if scaled.denominator == 1 else Fraction(str(round(float(value), digits)))
+
+
+def _tokens(text: str) -> list[str]:
+    tokens: list[str] = []
+    position = 0
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise BadEquation(f"{text[position:].strip()[:1]!r} is no part of an equation")
+        token = match[1] or match[2] or ""
+        if len(token) > _MAX_DIGITS:
+            raise BadEquation(f"a number of more than {_MAX_DIGITS} digits")
+        tokens += [token] if token else []
+        position = match.end()
+    return tokens
+
+
+class _Parser:
+    def __init__(self, tokens: list[str]) -> None:
+        self._tokens = tokens
+        self._position = 0
+        self._depth = 0
+
+    def parse(self) -> Term:
+        term = self._sum()
+        if self._next:
+            raise BadEquation(f"{self._next!r} stands where an operator or the end should")
+        return term
+
+    @property
+    def _next(self) -> str:
+        return self._tokens[self._position] if self._position < len(self._tokens) else ""
+
+    def _take(self, *tokens: str) -> str:
+        token = self._next
+        if token not in tokens:
+            return ""
+        self._position += 1
+        return token
+
+    def _sum(self) -> Term:
+        left = self._product()
+        while operator := self._take("+", "-"):
+            right = self._product()
+            value = left.value + right.value if operator == "+" else left.value - right.value
+            left = _join(left, operator, right, value, _SUM)
+        return left
+
+    def _product(self) -> Term:
+        left = self._power()
+        while operator := self._take("*", "/", ":"):
+            right = self._power()
+            if operator == "*":
+                left = _join(left, "*", right, left.value * right.value, _PRODUCT)
+            else:
+                left = _quotient(left, right)
+        return left
+
+    def _power(self) -> Term:
+        if self._take("+"):
+            return self._nested(self._power)
+        if self._take("-"):
+            operand = self._nested(self._power)
+            code = f"-{_within(operand, _SIGN)}"
+            return Term(value=-operand.value, code=code, binding=_SIGN, is_int=operand.is_int)
+        base = self._postfix()
+        if not self._take("^", "**"):
+            return base
+        exponent = self._nested(self._power)
+        if exponent.value.denominator != 1 or not 0 <= exponent.value <= _MAX_EXPONENT:
+            raise BadEquation(f"an exponent is no integer from 0 to {_MAX_EXPONENT}")
+        value = base.value ** int(exponent.value)
+        if value.numerator.bit_length() + value.denominator.bit_length() > _MAX_POWER_BITS:
+            raise BadEquation("a power is too large")
+        code = f"{_within(base, _ATOM)} ** {_within(exponent, _POWER)}"
+        is_int = base.is_int and exponent.is_int
+        return Term(value=value, code=code, binding=_POWER, is_int=is_int)
+
+    def _postfix(self) -> Term:
+        term = self._atom()
+        while self._take("%"):
+            term = _quotient(term, _integer(100))
+        return term
+
+    def _atom(self) -> Term:
+        if self._take("(", "["):
+            term = self._nested(self._sum)
+            if not self._take(")", "]"):
+                raise BadEquation("a bracket is not closed")
+            return term
+        token = self._next
+        if not token[:1].isdigit():
+            raise BadEquation(f"{token or 'the end'} stands where a number should")
+        self._position += 1
+        if "." in token:
+            code = f'Fraction("{token}")'
+            number = Term(value=Fraction(token), code=code, binding=_ATOM, is_int=False)
+        else:
+            number = _integer(int(token))
+        return self._mixed(number) if self._next in ("(", "[") else number
+
+    def _mixed(self, whole: Term) -> Term:
+        """The integer in front of a bracket: a mixed number, for a product has its sign."""
+        part = self._atom()
+        if not whole.is_int or part.ratio is None or not 0 < part.value < 1:
+            raise BadEquation("a number stands before a bracket that is no proper fraction")
+        return _join(whole, "+", part, whole.value + part.value, _SUM)
+
+    def _nested(self, parse: Callable[[], Term]) -> Term:
+        self._depth += 1
+        if self._depth > _MAX_DEPTH:
+            raise BadEquation("is nested too deeply")
+        term = parse()
+        self._depth -= 1
+        return term
+
+
+def _integer(number: int) -> Term:
+    return Term(value=Fraction(number), code=str(number), binding=_ATOM, is_int=True)
+
+
+def _quotient(left: Term, right: Term) -> Term:
+    value = left.value / right.value
+    if not (left.is_int and right.is_int):
+        return _join(left, "/", right, value, _PRODUCT)
+    code = f"Fraction({left.code}, {right.code})"
+    written = left.code.isdigit() and right.code.isdigit()
+    ratio = (int(left.code), int(right.code)) if written else None
+    return Term(value=value, code=code, binding=_ATOM, is_int=False, ratio=ratio)
+
+
+def _join(left: Term, operator: str, right: Term, value: Fraction, binding: int) -> Term:
+    # Exact arithmetic: a sum or product to the right of its own operator needs no brackets.
+    least = binding + 1 if operator in "-/" else binding
+    code = f"{_within(left, binding)} {operator} {_within(right, least)}"
+    return Term(value=value, code=code, binding=binding, is_int=left.is_int and right.is_int)
+
+
+def _within(term: Term, least_binding: int) -> str:
+    return term.code if term.binding >= least_binding else f"({term.code})"

@@ -1,0 +1,61 @@
+"""The rows of a Parquet file, as the JSON objects they stand for."""
+
+from collections.abc import Iterator
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from dsm_engine.data.sources.rows import Row
+from dsm_engine.errors import DsmError
+
+PARQUET_MAGIC = b"PAR1"
+_BATCH_ROWS = 1024
+
+
+def read_parquet(path: Path) -> Iterator[Row]:
+    """Row by row, in bounded memory. Raises DsmError where the file is damaged."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DsmError(
+            f"{path}: Parquet files need pyarrow; install dsm-engine[data]: {error}"
+        ) from error
+    try:
+        with parquet.ParquetFile(path) as file:
+            yield from _rows(file, path)
+    except (OSError, pyarrow.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise DsmError(f"{path}: cannot be read as Parquet: {reason}") from error
+
+
+def _rows(file: Any, path: Path) -> Iterator[Row]:
+    num_rows, size = file.metadata.num_rows, path.stat().st_size
+    line = 0
+    for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+        for record in batch.to_pylist():
+            line += 1
+            yield Row(
+                path=path,
+                line=line,
+                byte=None,
+                raw=_json(record, f"{path}:row {line}"),
+                position=size * line // num_rows,
+            )
+
+
+def _json(record: dict[str, Any], where: str) -> bytes:
+    try:
+        return orjson.dumps(record, default=_plain)
+    except TypeError as error:  # also what is no UTF-8, and maps with keys that are no text
+        raise DsmError(f"{where}: has a value that JSON cannot hold: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.decode()
+    raise TypeError(f"of type {type(value).__name__}")
