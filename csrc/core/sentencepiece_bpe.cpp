@@ -68,7 +68,7 @@ EncodedTexts SentencePieceBpe::encode_batch(std::span<const std::string_view> te
   const bool prefix = dummy_prefix_ && !continuation;
   const std::vector<size_t> begins = part_begins(texts);
   const auto parts = static_cast<int64_t>(begins.size()) - 1;
-  std::vector<std::vector<int32_t>> ids(static_cast<size_t>(parts));
+  std::vector<IdList> ids(static_cast<size_t>(parts));
   EncodedTexts encoded{Buffer<int32_t>(0), Buffer<int64_t>(static_cast<int64_t>(texts.size()) + 1)};
   Buffer<int64_t>& offsets = encoded.offsets;
   for_each_part(threads, parts, [&](int64_t part) {
@@ -76,22 +76,20 @@ EncodedTexts SentencePieceBpe::encode_batch(std::span<const std::string_view> te
     const auto p = static_cast<size_t>(part);
     for (size_t i = begins[p]; i < begins[p + 1]; ++i) {
       lease.worker().encode(texts[i], prefix, ids[p]);
-      offsets[static_cast<int64_t>(i) + 1] = static_cast<int64_t>(ids[p].size());
+      offsets[static_cast<int64_t>(i) + 1] = ids[p].size();
     }
   });
   std::vector<int64_t> firsts{0};  // of each part's ids among all
-  for (const std::vector<int32_t>& part : ids) {
-    firsts.push_back(firsts.back() + static_cast<int64_t>(part.size()));
-  }
+  for (const IdList& part : ids) firsts.push_back(firsts.back() + part.size());
   encoded.ids = Buffer<int32_t>(firsts.back());
   offsets[0] = 0;
   for_each_part(threads, parts, [&](int64_t part) {
     const auto p = static_cast<size_t>(part);
-    std::ranges::copy(ids[p], encoded.ids.data() + firsts[p]);
+    std::ranges::copy(ids[p].span(), encoded.ids.data() + firsts[p]);
     for (size_t i = begins[p]; i < begins[p + 1]; ++i) {
       offsets[static_cast<int64_t>(i) + 1] += firsts[p];
     }
-    std::vector<int32_t>().swap(ids[p]);
+    ids[p] = IdList();
   });
   return encoded;
 }

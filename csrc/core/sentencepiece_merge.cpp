@@ -35,7 +35,7 @@ void SentencePieceMerger::split(std::string_view unit) {
   const auto size = static_cast<int32_t>(unit.size());
   for (int32_t begin = 0, i = 0; begin < size; ++i) {
     const char* at = unit.data() + begin;
-    const auto bytes = static_cast<int32_t>(utf8_bytes(static_cast<uint8_t>(*at)));
+    const int32_t bytes = utf8_bytes(static_cast<uint8_t>(*at));
     const int32_t end = std::min(size, begin + bytes);
     nodes_.push_back({begin, end, i - 1, i + 1, tables_.character_symbol(decode_utf8(at))});
     begin = end;
@@ -79,7 +79,8 @@ void SentencePieceMerger::append_ids(std::string_view text, int32_t symbol,
   if (tables_.is_piece(symbol)) {
     ids.push_back(symbol);
   } else if (!tables_.byte_fallback()) {
-    ids.push_back(tables_.unk_id());
+    const bool repeats = !ids.empty() && ids.back() == tables_.unk_id();
+    if (!repeats) ids.push_back(tables_.unk_id());
   } else {
     // The model knows the space by its mark only.
     for (const char c : text == " " ? space_mark : text) {

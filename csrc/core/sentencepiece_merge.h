@@ -14,8 +14,8 @@ class SentencePieceMerger {
  public:
   explicit SentencePieceMerger(const SentencePieceTables& tables) : tables_(tables) {}
 
-  /// Appends the ids of `unit`, which holds no user-defined symbol. utf8_max_bytes must be readable
-  /// behind its end.
+  /// Adds the ids of `unit`, which holds no user-defined symbol, to an empty list; of unknown
+  /// characters in a row one. utf8_max_bytes must be readable behind the unit's end.
   void encode(std::string_view unit, std::vector<int32_t>& ids);
 
  private:

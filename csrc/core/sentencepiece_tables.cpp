@@ -146,7 +146,7 @@ SymbolMatch SentencePieceTables::match_symbol(std::string_view text) const {
     node = trie_.find(static_cast<uint32_t>(node), static_cast<uint8_t>(text[i]));
     if (node < 0) break;
     const int32_t id = trie_ids_[static_cast<size_t>(node)];
-    if (id >= 0) longest = {static_cast<int64_t>(i) + 1, id};
+    if (id >= 0) longest = {static_cast<int32_t>(i) + 1, id};
   }
   return longest;
 }

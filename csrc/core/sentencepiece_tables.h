@@ -28,7 +28,7 @@ struct SentencePiece {
 
 /// A symbol of user text that is one piece wherever it stands.
 struct SymbolMatch {
-  int64_t num_bytes = 0;  // 0: none stands here
+  int32_t num_bytes = 0;  // 0: none stands here
   int32_t id = 0;
 };
 

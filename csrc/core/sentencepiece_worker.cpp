@@ -8,11 +8,12 @@
 namespace dsm {
 namespace {
 
-constexpr size_t max_text_bytes = size_t{1} << 30;  // positions in a text are 32 bits
+constexpr size_t max_text_bytes = size_t{1} << 30;
+constexpr size_t readable_bytes = std::max<size_t>(utf8_max_bytes, UnitCache::max_unit_bytes);
 
 }  // namespace
 
-void SentencePieceWorker::encode(std::string_view text, bool prefix, std::vector<int32_t>& ids) {
+void SentencePieceWorker::encode(std::string_view text, bool prefix, IdList& ids) {
   if (text.size() > max_text_bytes) {
     throw InputError(concat("a text of ", text.size(), " bytes is too long to encode"));
   }
@@ -20,66 +21,84 @@ void SentencePieceWorker::encode(std::string_view text, bool prefix, std::vector
   text_.clear();
   if (prefix) text_.push_back(' ');
   append_with_spaces(text, text_);
-  const auto size = static_cast<int64_t>(text_.size());
-  text_.resize(text_.size() + std::max<size_t>(utf8_max_bytes, UnitCache::max_unit_bytes));
+  const auto size = static_cast<int32_t>(text_.size());
+  text_.resize(text_.size() + readable_bytes);
+  cut(size);
   text_begin_ = ids.size();
-  encode_units(size, ids);
+  for (const Unit& unit : units_) append_unit(unit, ids);
 }
 
-void SentencePieceWorker::encode_units(int64_t size, std::vector<int32_t>& ids) {
+void SentencePieceWorker::cut(int32_t size) {
+  units_.clear();
   const char* text = text_.data();
-  int64_t begin = 0;  // of the current unit
+  int32_t begin = 0;  // of the current unit
   uint32_t previous = 0;
-  const auto end_unit = [&](int64_t end) {
-    if (end > begin) append_unit(text + begin, static_cast<size_t>(end - begin), ids);
-    begin = end;
-  };
-  for (int64_t i = 0; i < size;) {
+  for (int32_t i = 0; i < size;) {
     if (tables_.may_begin_symbol(text[i])) {
       const SymbolMatch match = tables_.match_symbol({text + i, static_cast<size_t>(size - i)});
       if (match.num_bytes > 0) {
-        end_unit(i);
-        append({&match.id, 1}, ids);
+        add_unit(begin, i);
+        units_.push_back({i, 0, match.id});
         begin = i += match.num_bytes;
         continue;
       }
     }
     const uint32_t character = decode_utf8(text + i);
-    if (i > begin && !tables_.joins(previous, character)) end_unit(i);
+    if (i > begin && !tables_.joins(previous, character)) {
+      add_unit(begin, i);
+      begin = i;
+    }
     previous = character;
     i = std::min(size, i + utf8_bytes(static_cast<uint8_t>(text[i])));
   }
-  end_unit(size);
+  add_unit(begin, size);
 }
 
-void SentencePieceWorker::append_unit(const char* at, size_t num_bytes, std::vector<int32_t>& ids) {
-  if (num_bytes > UnitCache::max_unit_bytes) {
-    made_.clear();
-    merger_.encode({at, num_bytes}, made_);
+void SentencePieceWorker::add_unit(int32_t begin, int32_t end) {
+  if (begin == end) return;
+  Unit unit{begin, end - begin, 0};
+  if (is_cached(unit.num_bytes)) {
+    unit.set_or_id = UnitCache::set_of({text_.data() + begin, static_cast<size_t>(end - begin)});
+    cache_.prefetch(unit.set_or_id);
+  }
+  units_.push_back(unit);
+}
+
+void SentencePieceWorker::append_unit(const Unit& unit, IdList& ids) {
+  if (unit.num_bytes == 0) {
+    append({&unit.set_or_id, 1}, ids);
+    return;
+  }
+  const std::string_view text(text_.data() + unit.begin, static_cast<size_t>(unit.num_bytes));
+  if (!is_cached(unit.num_bytes)) {
+    append(merged(text), ids);
+    return;
+  }
+  const UnitCache::Key key(text.data(), text.size());
+  const UnitCache::Entry* entry = cache_.find(key, unit.set_or_id);
+  if (entry == nullptr) {
+    cache_.insert(key, unit.set_or_id, merged(text));
     append(made_, ids);
-    return;
-  }
-  const UnitCache::Key key = UnitCache::key(at, num_bytes);
-  if (const UnitCache::Entry* entry = cache_.find(key)) {
+  } else if (repeats_unknown(entry->ids[0], ids)) {
     append({entry->ids.data(), entry->num_ids}, ids);
-    return;
+  } else {
+    ids.append_block(entry->ids, entry->num_ids);
   }
-  made_.clear();
-  merger_.encode({at, num_bytes}, made_);
-  cache_.insert(key, made_);
-  append(made_, ids);
 }
 
-void SentencePieceWorker::append(std::span<const int32_t> added, std::vector<int32_t>& ids) {
-  if (tables_.byte_fallback()) {
-    ids.insert(ids.end(), added.begin(), added.end());
-    return;
-  }
-  // Unknown characters in a row are one id.
-  for (const int32_t id : added) {
-    const bool repeats = id == tables_.unk_id() && ids.size() > text_begin_ && ids.back() == id;
-    if (!repeats) ids.push_back(id);
-  }
+std::span<const int32_t> SentencePieceWorker::merged(std::string_view unit) {
+  made_.clear();
+  merger_.encode(unit, made_);
+  return made_;
+}
+
+void SentencePieceWorker::append(std::span<const int32_t> added, IdList& ids) const {
+  ids.append(added.subspan(repeats_unknown(added.front(), ids) ? 1 : 0));
+}
+
+// Unknown characters in a row are one id.
+bool SentencePieceWorker::repeats_unknown(int32_t id, const IdList& ids) const {
+  return id == tables_.unk_id() && ids.size() > text_begin_ && ids.back() == id;
 }
 
 }  // namespace dsm

@@ -6,10 +6,10 @@
 namespace dsm {
 
 /// Bytes that decode_utf8 may read from its first.
-constexpr int64_t utf8_max_bytes = 4;
+constexpr int32_t utf8_max_bytes = 4;
 
 /// Bytes of the character that begins with `lead`.
-inline int64_t utf8_bytes(uint8_t lead) {
+inline int32_t utf8_bytes(uint8_t lead) {
   if (lead < 0x80) return 1;
   return lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : 4;
 }
