@@ -8,6 +8,7 @@ namespace dsm {
 namespace {
 
 constexpr int32_t no_node = -1;
+constexpr size_t kept_nodes = size_t{1} << 16;  // of a long unit's memory
 
 }  // namespace
 
@@ -28,6 +29,8 @@ void SentencePieceMerger::encode(std::string_view unit, std::vector<int32_t>& id
         node.symbol, ids);
     i = node.next;
   }
+  if (nodes_.capacity() > kept_nodes) nodes_ = {};
+  if (heap_.capacity() > kept_nodes) heap_ = {};
 }
 
 void SentencePieceMerger::split(std::string_view unit) {

@@ -9,6 +9,8 @@ namespace dsm {
 namespace {
 
 constexpr size_t max_text_bytes = size_t{1} << 30;
+constexpr size_t kept_bytes = size_t{1} << 20;  // of scratch between texts
+constexpr size_t units_ahead = 512;  // cut before the first is looked up: their entries fit L2
 constexpr size_t readable_bytes = std::max<size_t>(utf8_max_bytes, UnitCache::max_unit_bytes);
 
 }  // namespace
@@ -23,23 +25,27 @@ void SentencePieceWorker::encode(std::string_view text, bool prefix, IdList& ids
   append_with_spaces(text, text_);
   const auto size = static_cast<int32_t>(text_.size());
   text_.resize(text_.size() + readable_bytes);
-  cut(size);
   text_begin_ = ids.size();
-  for (const Unit& unit : units_) append_unit(unit, ids);
+  for (int32_t begin = 0; begin < size;) {
+    begin = cut(begin, size);
+    for (const Unit& unit : units_) append_unit(unit, ids);
+  }
+  if (text_.capacity() > kept_bytes) text_ = {};
+  if (made_.capacity() > kept_bytes) made_ = {};
 }
 
-void SentencePieceWorker::cut(int32_t size) {
+int32_t SentencePieceWorker::cut(int32_t begin, int32_t size) {
   units_.clear();
   const char* text = text_.data();
-  int32_t begin = 0;  // of the current unit
   uint32_t previous = 0;
-  for (int32_t i = 0; i < size;) {
+  for (int32_t i = begin; i < size;) {
     if (tables_.may_begin_symbol(text[i])) {
       const SymbolMatch match = tables_.match_symbol({text + i, static_cast<size_t>(size - i)});
       if (match.num_bytes > 0) {
         add_unit(begin, i);
         units_.push_back({i, 0, match.id});
         begin = i += match.num_bytes;
+        if (units_.size() >= units_ahead) return begin;
         continue;
       }
     }
@@ -47,11 +53,13 @@ void SentencePieceWorker::cut(int32_t size) {
     if (i > begin && !tables_.joins(previous, character)) {
       add_unit(begin, i);
       begin = i;
+      if (units_.size() >= units_ahead) return begin;
     }
     previous = character;
     i = std::min(size, i + utf8_bytes(static_cast<uint8_t>(text[i])));
   }
   add_unit(begin, size);
+  return size;
 }
 
 void SentencePieceWorker::add_unit(int32_t begin, int32_t end) {

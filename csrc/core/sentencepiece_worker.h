@@ -12,7 +12,7 @@
 
 namespace dsm {
 
-/// Encodes one text at a time: cuts it into units, then finds or makes the ids of each. Holds what
+/// Encodes one text at a time: cuts it into units and finds or makes the ids of each. Holds what
 /// one thread needs, so that threads share the tables only.
 class SentencePieceWorker {
  public:
@@ -31,7 +31,7 @@ class SentencePieceWorker {
     int32_t set_or_id;  // where the cache has it; of a symbol the id
   };
 
-  void cut(int32_t size);
+  int32_t cut(int32_t begin, int32_t size);
   void add_unit(int32_t begin, int32_t end);
   void append_unit(const Unit& unit, IdList& ids);
   std::span<const int32_t> merged(std::string_view unit);

@@ -120,6 +120,13 @@ def test_words_of_any_length_have_the_librarys_ids(tokenizer, character: str, si
     assert tokenizer.encode(text) == by_library(tokenizer, [text])[0]
 
 
+def test_texts_of_many_units_have_the_librarys_ids(tokenizer):
+    draw = random.Random(5)
+    texts = ["".join(random_text(draw) for _ in range(400)) for _ in range(8)]
+    assert min(map(len, texts)) > 4000
+    assert tokenizer.encode_batch(texts) == by_library(tokenizer, texts)
+
+
 def test_a_long_word_is_not_quadratic(llama_like):
     seconds = []
     for size in (1 << 16, 1 << 20):
