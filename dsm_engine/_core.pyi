@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,17 @@ def packed_metadata(
     cu_seqlens: int, num_entries: int, num_tokens: int, position_ids: int, document_ids: int
 ) -> None: ...
 def dense_mask(cu_seqlens: int, num_entries: int, num_tokens: int, mask: int) -> None: ...
+
+class SentencePieceBpe:
+    def __init__(
+        self,
+        pieces: Sequence[str],
+        *,
+        scores: NDArray[np.float32],
+        kinds: NDArray[np.uint8],
+        byte_fallback: bool,
+        dummy_prefix: bool,
+    ) -> None: ...
+    def encode_batch(
+        self, texts: Sequence[str], *, continuation: bool, threads: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...

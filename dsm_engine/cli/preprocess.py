@@ -46,6 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         f"in {seconds:.1f} s -> {report.output}",
         markup=False,
     )
+    show.print(f"encoder: {report.encoder}", markup=False)
     if replaced:
         show.print(f"replaced the dataset that stood at {report.output}", markup=False)
     if report.quarantine is not None:

@@ -34,6 +34,8 @@ class HuggingFaceTokenizer:
     """
 
     kind = "huggingface"
+    encoder = "library"
+    encoder_reason: str | None = None
 
     def __init__(self, path: Path, *, bos: str | None = None, eos: str | None = None) -> None:
         self.path = path

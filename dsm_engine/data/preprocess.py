@@ -41,6 +41,8 @@ class PreprocessReport:
     num_supervised_tokens: int
     max_document_tokens: int
     ledger: Ledger
+    encoder: str
+    """`native` or `library`, the latter with its reason where it has one."""
     quarantine: Path | None
     """Where the rows that were not kept lie, under that policy."""
     num_quarantined: int
@@ -91,6 +93,7 @@ def preprocess(recipe: PreprocessRecipe, *, progress: Progress | None = None) ->
         num_supervised_tokens=total.supervised_tokens,
         max_document_tokens=run.max_document_tokens,
         ledger=run.ledger,
+        encoder=_encoder_line(tokenizer),
         quarantine=None if rejects is None else quarantine,
         num_quarantined=run.num_quarantined,
     )
@@ -213,6 +216,11 @@ class _Run:
         self.ledger.source(source).dropped[fault.cause] += 1
 
 
+def _encoder_line(tokenizer: Tokenizer) -> str:
+    reason = tokenizer.encoder_reason
+    return tokenizer.encoder if reason is None else f"{tokenizer.encoder} ({reason})"
+
+
 def _open_sources(recipe: PreprocessRecipe) -> list[_Source]:
     """Every source, checked before the first one is read."""
     sources = []
@@ -296,6 +304,7 @@ def _manifest_fields(
             "vocab_size": tokenizer.vocab_size,
             "bos_id": tokenizer.bos_id,
             "eos_id": tokenizer.eos_id,
+            "encoder": tokenizer.encoder,
         },
         "template": {"name": template.name, "fingerprint": template.fingerprint},
         "inputs": [

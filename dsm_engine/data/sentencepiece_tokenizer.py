@@ -5,8 +5,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentencepiece
+from numpy.typing import NDArray
 
+from dsm_engine.data.sentencepiece_native import check_equal, compile_model, lists_of_ids
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3
 
@@ -17,9 +20,11 @@ _NUM_BYTES = 256
 
 
 class SentencePieceTokenizer:
-    """A SentencePiece model. The library never turns text into a control id.
+    """A SentencePiece model. Neither encoder turns text into a control id.
 
-    User-defined symbols are matched in any text: that is what they are for.
+    The core encodes the models it covers, after it gave the library's ids for a sample; the
+    library encodes the others, and decodes them all. User-defined symbols are matched in any text:
+    that is what they are for.
     """
 
     kind = "sentencepiece"
@@ -44,19 +49,42 @@ class SentencePieceTokenizer:
         self._sentinel, self._sentinel_ids = "", []
         if self._changes_beginnings():
             self._sentinel, self._sentinel_ids = self._find_sentinel()
+        self.encoder_reason: str | None = None
+        try:
+            self._native = compile_model(path.read_bytes())
+            self._check_native()
+        except DsmError as reason:
+            self._native, self.encoder_reason = None, str(reason)
+
+    @property
+    def encoder(self) -> str:
+        return "library" if self._native is None else "native"
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         return self.encode_batch([text], continuation=continuation)[0]
 
     def encode_batch(self, texts: Sequence[str], *, continuation: bool = False) -> list[list[int]]:
-        if not continuation or not self._sentinel:
-            return self._encode(list(texts))
-        num_sentinel = len(self._sentinel_ids)
-        encoded = self._encode([self._sentinel + text for text in texts])
-        for text, ids in zip(texts, encoded, strict=True):
-            if ids[:num_sentinel] != self._sentinel_ids:
-                raise DsmError(f"{self.path}: cannot encode {text[:40]!r} as a continuation")
-        return [ids[num_sentinel:] for ids in encoded]
+        if self._native is None:
+            return self._encode_by_library(texts, continuation=continuation)
+        return lists_of_ids(*self.encode_flat(texts, continuation=continuation))
+
+    def encode_flat(
+        self, texts: Sequence[str], *, continuation: bool = False, threads: int = 1
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The ids of all texts in a row, and where those of each begin, with the end of the last.
+
+        For many texts: the native encoder runs on `threads` threads, without the GIL and without a
+        Python object an id. The ids do not depend on the threads.
+        """
+        if self._native is None:
+            encoded = self._encode_by_library(texts, continuation=continuation)
+            ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+            return np.fromiter((token for ids in encoded for token in ids), np.int32), ends
+        try:
+            return self._native.encode_batch(texts, continuation=continuation, threads=threads)
+        except UnicodeEncodeError:
+            self._refuse_surrogates(texts)
+            raise
 
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
         shown = [token for token in ids if token not in self._control_ids]
@@ -68,8 +96,49 @@ class SentencePieceTokenizer:
         with atomic_file(folder / "tokenizer.model") as file:
             file.write(self.path.read_bytes())
 
-    def _encode(self, texts: list[str]) -> list[list[int]]:
-        return self._model.Encode(texts) if texts else []
+    def _encode_by_library(
+        self, texts: Sequence[str], *, continuation: bool = False
+    ) -> list[list[int]]:
+        try:
+            return self._encode_continuations(texts) if continuation else self._encode(texts)
+        except (RuntimeError, TypeError):
+            self._refuse_surrogates(texts)
+            raise
+
+    def _encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
+        num_sentinel = len(self._sentinel_ids)
+        encoded = self._encode([self._sentinel + text for text in texts])
+        for text, ids in zip(texts, encoded, strict=True):
+            if ids[:num_sentinel] != self._sentinel_ids:
+                raise DsmError(f"{self.path}: cannot encode {text[:40]!r} as a continuation")
+        return [ids[num_sentinel:] for ids in encoded]
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._model.Encode(list(texts)) if texts else []
+
+    def _refuse_surrogates(self, texts: Sequence[str]) -> None:
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                place = text[max(0, error.start - 20) : error.end]
+                raise DsmError(
+                    f"{self.path}: cannot encode {place!r}: it holds a lone surrogate"
+                ) from error
+
+    def _check_native(self) -> None:
+        assert self._native is not None
+        pieces = [
+            self._model.IdToPiece(token)
+            for token in range(self.vocab_size)
+            if token not in self._control_ids
+        ]
+        check_equal(
+            self._native,
+            pieces,
+            beginning=self._encode_by_library,
+            continuation=lambda texts: self._encode_by_library(texts, continuation=True),
+        )
 
     def _changes_beginnings(self) -> bool:
         """Whether a text's first characters are encoded otherwise than in the middle of one."""

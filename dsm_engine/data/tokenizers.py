@@ -46,6 +46,16 @@ class Tokenizer(Protocol):
         """What text without a token becomes; None where every text has its tokens."""
         ...
 
+    @property
+    def encoder(self) -> str:
+        """What turns text into ids, the same either way: `native`, our core, or `library`."""
+        ...
+
+    @property
+    def encoder_reason(self) -> str | None:
+        """Why a kind of model that has a native encoder goes through the library."""
+        ...
+
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         """The ids of `text`; `continuation` says that text precedes it (see `encode_segments`)."""
         ...
