@@ -197,21 +197,24 @@ template <class Id>
 void prefetch_tokens(const GatherSource& source, const PackView<Id>& pack) noexcept {
   const int64_t bytes_per_token = token_bytes(source.dataset.token_type());
   const int64_t num_spans = static_cast<int64_t>(source.supervision.spans.size() / 2);
-  DocumentView view{};
-  const auto length_of = [&](Id document) {
-    view = source.dataset.document(document);
-    return view.length;
-  };
+  int64_t room = source.layout.capacity;
+  int64_t begin = std::max<int64_t>(pack.begin, 0);
   try {
-    for_each_piece(source.layout, pack, length_of, [&](const PackPiece<Id>& piece) {
-      const std::byte* line = view.data + piece.begin * bytes_per_token;
-      const std::byte* end = line + piece.length * bytes_per_token;
-      for (; line < end; line += cache_line_bytes) __builtin_prefetch(line);
-      const int64_t first_span = source.supervision.offsets[static_cast<size_t>(piece.document)];
+    for (const Id document : pack.documents) {
+      const DocumentView view = source.dataset.document(document);
+      const int64_t end = std::min(view.length, begin + room);
+      const std::byte* const end_byte = view.data + end * bytes_per_token;
+      for (const std::byte* line = view.data + begin * bytes_per_token; line < end_byte;
+           line += cache_line_bytes) {
+        __builtin_prefetch(line);
+      }
+      const int64_t first_span = source.supervision.offsets[static_cast<size_t>(document)];
       if (first_span >= 0 && first_span < num_spans) {
         __builtin_prefetch(source.supervision.spans.data() + 2 * first_span);
       }
-    });
+      room -= end - begin;
+      begin = 0;
+    }
   } catch (const std::exception&) {  // said when the pack is gathered
   }
 }
