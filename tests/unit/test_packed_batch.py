@@ -342,3 +342,14 @@ def test_a_reader_keeps_what_it_reads_from(tmp_path: Path) -> None:
     for suffix in (".bin", ".idx", ".spans"):
         Path(f"{tmp_path}/x{suffix}").unlink()
     assert reader.read(0).tokens.tolist() == [1, 2, 3, 3]
+
+
+def test_asking_ahead_changes_nothing_and_names_a_pack_that_is_not_there(tmp_path: Path) -> None:
+    dataset = _dataset(tmp_path / "x", _random_documents(50, 60))
+    packs = build_pack_index(dataset.lengths, capacity=64, strategy="concat_split", seed=0)
+    reader = PackReader(dataset, packs, pad_id=PAD_ID)
+    for i in range(packs.num_packs):
+        reader.prefetch(i)
+        _check(reader.read(i), _expected(dataset, packs, i), packs.max_documents())
+    with pytest.raises(DsmError, match=f"asked for pack {packs.num_packs}"):
+        reader.prefetch(packs.num_packs)
