@@ -54,7 +54,7 @@ TAL = {
         [{"aoVal": "A", "content": "星期一 "}],
         [{"aoVal": "B", "content": "星期二 "}],
     ],
-    "knowledge_point_routes": ["拓展思维->周期问题->日期中的周期", "x->y"],
+    "knowledge_point_routes": ["拓展思维->拓展思维->应用题模块->周期问题->日期中的周期", "x->y"],
     "answer_analysis": ["因为$$365=7\\times 52+1$$，所以是星期一． ", "<p>另解</p>"],
     "answer_value": "A",
 }
@@ -86,7 +86,7 @@ def test_tal_scq5k_asks_with_options_and_answers_with_the_boxed_letter(tmp_path:
     (example,) = read(write(tmp_path / "a.jsonl", TAL), "tal_scq5k")
     assert example.question == "$$2006$$年的元旦是．\nA. 星期一\nB. 星期二"
     assert prose(example) == "因为$$365=7\\times 52+1$$，所以是星期一．\n答案是\\boxed{A}。"
-    assert (example.id, example.topic) == ("tal_scq5k/e9c3", "日期中的周期")
+    assert (example.id, example.topic) == ("tal_scq5k/e9c3", "periodic_problems")
     assert (example.answer, example.language) == ("A", "zh")
 
 
@@ -115,6 +115,8 @@ def test_tal_scq5k_rows_without_an_analysis_are_omitted(tmp_path: Path, analysis
         ({"answer_option_list": [[{"aoVal": "A"}]]}, "bad_value"),
         ({"answer_option_list": None}, "bad_value"),
         ({"answer_analysis": [1]}, "bad_value"),
+        ({"knowledge_point_routes": "a->b->c"}, "bad_value"),
+        ({"knowledge_point_routes": [1]}, "bad_value"),
         ({"problem": ""}, "missing_question"),
     ],
 )

@@ -1,7 +1,7 @@
 """TAL-SCQ5K: single-choice K-12 problems in Chinese and English."""
 
 import re
-from typing import Any
+from typing import Any, Literal
 
 from dsm_engine.data.example import (
     Block,
@@ -13,6 +13,8 @@ from dsm_engine.data.example import (
 )
 from dsm_engine.data.sources.reader import Reader
 from dsm_engine.data.sources.rows import Row, optional_text, text_field
+from dsm_engine.data.sources.topics import k12_taxonomy, route_parts
+from dsm_engine.recipes import Section
 
 _CONCLUSIONS: dict[Language, str] = {
     "en": "The answer is \\boxed{{{}}}.",
@@ -30,17 +32,25 @@ _PLACEHOLDERS = frozenset(
 _NOT_CONTENT = re.compile(r"\\(?:rm|text|mathrm|uline)\b|\\hspace\{0pt\}|[\W_]")
 
 
+class TalScq5kOptions(Section):
+    """What becomes of the published knowledge routes."""
+
+    topics: Literal["subtopic", "leaf"] = "subtopic"
+    """`subtopic`: one of the taxonomy's 76. `leaf`: the published tag at the first route's end."""
+
+
 class TalScq5kReader(Reader):
     r"""`{"queId", "problem", "answer_option_list", "answer_analysis", "answer_value", ...}`.
 
     The options are part of the question, one a line. The answer is the first analysis, then the
-    letter of the right option in `\boxed{}`. The topic is the leaf of the first knowledge route.
-    A row whose analysis is a placeholder such as `无` or `NA` is omitted: an answer without
-    reasoning would teach what its question does not ask for.
+    letter of the right option in `\boxed{}`. The topic comes from the knowledge routes, and is
+    empty where a question has none. A row whose analysis is a placeholder such as `无` or `NA` is
+    omitted: an answer without reasoning would teach what its question does not ask for.
     """
 
     name = "tal_scq5k"
     licence = "MIT"
+    Options = TalScq5kOptions
 
     def parse(self, record: dict[str, Any], row: Row) -> Example:
         problem = text_field(record, "problem", "missing_question")
@@ -60,8 +70,24 @@ class TalScq5kReader(Reader):
             language=language,
             format="cot",
             source=self.source,
-            topic=_topic(record),
+            topic=self._topic(record),
             licence=self.licence,
+        )
+
+    def _topic(self, record: dict[str, Any]) -> str:
+        options = self.options
+        assert isinstance(options, TalScq5kOptions)
+        routes = _routes(record)
+        if not routes:
+            return ""
+        if options.topics == "leaf":
+            return route_parts(routes[0])[-1]
+        if subtopic := k12_taxonomy().subtopic(routes):
+            return subtopic.id
+        raise ExampleFault(
+            "unknown_topic",
+            f"the taxonomy has no place for the route {routes[0]!r:.80}; the reader's option"
+            " `topics: leaf` keeps published tags",
         )
 
 
@@ -83,6 +109,8 @@ def _analysis(record: dict[str, Any]) -> str:
     raise ExampleOmitted("no_solution", "the publisher gives no analysis")
 
 
-def _topic(record: dict[str, Any]) -> str:
-    routes = record.get("knowledge_point_routes") or [""]
-    return str(routes[0]).rpartition("->")[2].strip()
+def _routes(record: dict[str, Any]) -> list[str]:
+    routes = record.get("knowledge_point_routes") or []
+    if not isinstance(routes, list) or not all(isinstance(route, str) for route in routes):
+        raise ExampleFault("bad_value", "'knowledge_point_routes' is not a list of texts")
+    return routes
