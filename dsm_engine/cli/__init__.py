@@ -18,6 +18,7 @@ from dsm_engine.recipes import nearest
 # asked for is imported.
 _COMMANDS = {
     "preprocess": "published sources or JSONL -> tokenized dataset with supervised spans",
+    "merge": "parts that several machines preprocessed -> tokenized dataset",
     "pack": "tokenized dataset -> pack index, with the fill before and after",
     "train": "fine-tune on packs; under torchrun on many ranks",
     "convert": "checkpoint <-> Hugging Face folder; GGUF -> Hugging Face folder",

@@ -73,6 +73,14 @@ class HuggingFaceTokenizer:
         encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
+    def encode_flat(self, texts, *, continuation: bool = False, threads: int = 1):
+        import numpy as np
+
+        lists = self.encode_batch(texts, continuation=continuation)
+        offsets = np.zeros(len(lists) + 1, np.int64)
+        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
+        return np.array([id for ids in lists for id in ids], np.int32), offsets
+
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
         tokenizer = self._continuation if continuation else self._beginning
         return tokenizer.decode(list(ids), skip_special_tokens=True)

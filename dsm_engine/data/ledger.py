@@ -19,6 +19,14 @@ class SourceLedger:
     supervised_tokens: int = 0
     unknown_tokens: int = 0
     """Of those tokens: characters the tokenizer does not know."""
+    repeated: int = 0
+    """Documents beyond one for each row that is kept: a mixture goes through a source again."""
+    contaminated_kept: int = 0
+    """Of those kept: examples with benchmark text, in a source where that is only reported."""
+
+    @property
+    def documents(self) -> int:
+        return self.kept + self.repeated
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -29,6 +37,8 @@ class SourceLedger:
             "tokens": self.tokens,
             "supervised_tokens": self.supervised_tokens,
             "unknown_tokens": self.unknown_tokens,
+            "repeated": self.repeated,
+            "contaminated_kept": self.contaminated_kept,
         }
 
 
@@ -54,6 +64,8 @@ class Ledger:
             total.tokens += counts.tokens
             total.supervised_tokens += counts.supervised_tokens
             total.unknown_tokens += counts.unknown_tokens
+            total.repeated += counts.repeated
+            total.contaminated_kept += counts.contaminated_kept
         return total
 
     def check(self) -> None:

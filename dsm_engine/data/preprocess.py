@@ -1,31 +1,41 @@
-"""From sources to a tokenized dataset: read, render, tokenize, write, and account for every row."""
+"""From sources to a tokenized dataset: read, render, tokenize, write, and account for every row.
 
-import base64
-import stat
-from collections.abc import Callable, Iterator, Sequence
+The sources are cut into blocks; processes turn each block into a part, here or on several machines
+(`preprocess_shard`), and the parts are joined in the order of the sources (`merge_shards`), so that
+the dataset does not depend on who made them. Parts that stand when a run begins are not made again.
+"""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
-
-from dsm_engine.data.example import Example, ExampleFault, ExampleOmitted
 from dsm_engine.data.ledger import Ledger
-from dsm_engine.data.recipe import PreprocessRecipe, SourceRecipe
-from dsm_engine.data.sources.held_out import refuse_benchmark
-from dsm_engine.data.sources.reader import Reader
-from dsm_engine.data.sources.registry import make_reader
-from dsm_engine.data.sources.rows import Row
-from dsm_engine.data.templates import Segment, Template, load_template
+from dsm_engine.data.preparation.assembly import assemble
+from dsm_engine.data.preparation.blocks import Block, count_lines, cut_blocks
+from dsm_engine.data.preparation.mixture import SourceShare, share_out
+from dsm_engine.data.preparation.part import Part
+from dsm_engine.data.preparation.parts_folder import PartsFolder, Shard
+from dsm_engine.data.preparation.plan import (
+    OpenRecipe,
+    check_unchanged,
+    make_plan,
+    open_recipe,
+    sources_of_plan,
+)
+from dsm_engine.data.preparation.prepare import BlockPreparer
+from dsm_engine.data.preparation.resolve import Resolver
+from dsm_engine.data.preparation.workers import Workers, default_workers
+from dsm_engine.data.recipe import PreprocessRecipe
+from dsm_engine.data.sidecars import COLUMNS
 from dsm_engine.data.tokenized_dataset import TokenizedDatasetWriter
-from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, file_xxh3
+from dsm_engine.files import atomic_file
 from dsm_engine.targets import prepare_targets
-
-_BATCH_EXAMPLES = 1024
-_BATCH_BYTES = 4 << 20
 
 Progress = Callable[[int, int], None]
 """Called with the bytes read so far and the bytes of all sources, as they lie on the disk."""
@@ -41,283 +51,309 @@ class PreprocessReport:
     num_supervised_tokens: int
     max_document_tokens: int
     ledger: Ledger
+    shares: list[tuple[str, SourceShare]]
+    """By source of the recipe: its name and what it gave."""
+    contamination: list[dict[str, Any]]
+    """By benchmark and source, as in the manifest."""
     encoder: str
-    """`native` or `library`, the latter with its reason where it has one."""
+    """`native`, the name of a fast library, or `library`, with the reason where it has one."""
     quarantine: Path | None
     """Where the rows that were not kept lie, under that policy."""
     num_quarantined: int
+    num_resumed: int
+    """Blocks that an earlier run had done."""
+    num_blocks: int
+    phase_s: dict[str, float] = field(default_factory=dict)
+    """Processor seconds of each phase, summed over the processes that worked on it in this run."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Source:
-    recipe: SourceRecipe
-    reader: Reader
-    num_bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Rendered:
-    row: Row
-    example: Example
-    segments: list[Segment]
-    source: str
-    """Under which the ledger counts it."""
-
-
-def preprocess(recipe: PreprocessRecipe, *, progress: Progress | None = None) -> PreprocessReport:
+def preprocess(
+    recipe: PreprocessRecipe,
+    *,
+    workers: int | None = None,
+    unsafe_exec: bool = False,
+    progress: Progress | None = None,
+) -> PreprocessReport:
     """Writes the dataset the recipe describes; nothing reaches its final name unless all is well.
 
-    Raises DsmError with `file:line:byte` where the recipe's policies make a bad row an error.
+    `workers` processes work on it, as many as there are processors if not given; `unsafe_exec` lets
+    verification run programs without a sandbox. Raises DsmError with `file:line:byte` where the
+    recipe's policies make a bad row an error.
     """
-    template = load_template(recipe.template)
-    tokenizer = load_tokenizer(recipe.tokenizer, bos=recipe.bos_token, eos=recipe.eos_token)
-    sources = _open_sources(recipe)
-    quarantine = _quarantine_path(recipe)
-    prepare_targets(quarantine)
-    with TokenizedDatasetWriter(recipe.output, vocab_size=tokenizer.vocab_size) as writer:
-        with _quarantine_file(recipe) as rejects:
-            run = _Run(recipe, template, tokenizer, writer, rejects)
-            run.read(sources, progress or (lambda done, total: None))
-        total = run.ledger.total
-        if total.kept == 0:
-            causes = ", ".join(f"{num} {cause}" for cause, num in sorted(total.dropped.items()))
-            raise DsmError(f"{recipe.output}: no example is left of {total.read} rows: {causes}")
-        writer.finish(**_manifest_fields(recipe, template, tokenizer, sources, run.ledger))
-    if rejects is None:
-        # One of an earlier run under this prefix would tell of rows that are not this dataset's.
-        quarantine.unlink(missing_ok=True)
-    return PreprocessReport(
-        output=recipe.output,
-        num_documents=total.kept,
-        num_tokens=total.tokens,
-        num_supervised_tokens=total.supervised_tokens,
-        max_document_tokens=run.max_document_tokens,
-        ledger=run.ledger,
-        encoder=_encoder_line(tokenizer),
-        quarantine=None if rejects is None else quarantine,
-        num_quarantined=run.num_quarantined,
+    opened = open_recipe(recipe)
+    folder = PartsFolder(recipe.output)
+    with folder.locked(Shard()):
+        _prepare_outputs(recipe)
+        plan = make_plan(opened)
+        folder.begin(plan, Shard())
+        making = _Making(opened, folder, Shard(), unsafe_exec=unsafe_exec)
+        with making.parts(workers or default_workers(), progress) as parts:
+            report = _join(plan, folder, parts, lambda: check_unchanged(opened), making)
+        folder.remove()
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardReport:
+    """What a shard's run made."""
+
+    folder: Path
+    num_blocks: int
+    """Of the shard."""
+    num_resumed: int
+    num_rows: int
+    phase_s: dict[str, float]
+
+
+def preprocess_shard(
+    recipe: PreprocessRecipe,
+    shard: Shard,
+    *,
+    workers: int | None = None,
+    unsafe_exec: bool = False,
+    progress: Progress | None = None,
+) -> ShardReport:
+    """Makes the parts of one shard, into PREFIX.parts; `merge_shards` joins those of all."""
+    opened = open_recipe(recipe)
+    folder = PartsFolder(recipe.output)
+    with folder.locked(shard):
+        folder.begin(make_plan(opened), shard)
+        making = _Making(opened, folder, shard, unsafe_exec=unsafe_exec)
+        num_rows = 0
+        with making.parts(workers or default_workers(), progress) as parts:
+            for part in parts:
+                _refuse_faults(opened, part)
+                num_rows += part.counts.num_rows
+        check_unchanged(opened)
+        folder.finish_shard(shard, making.num_blocks)
+    return ShardReport(
+        folder=folder.path,
+        num_blocks=making.num_own_blocks,
+        num_resumed=making.num_resumed,
+        num_rows=num_rows,
+        phase_s=making.phase_s,
     )
 
 
-class _Run:
-    """One pass over the sources. The policies live in `_reject`, `_fit` and `_num_unknown`."""
+def merge_shards(output: Path) -> PreprocessReport:
+    """Joins the parts of all shards to the dataset one run would have written.
+
+    Needs nothing but PREFIX.parts. Raises DsmError where a shard is missing.
+    """
+    folder = PartsFolder(output)
+    with folder.locked(Shard()):
+        plan = folder.plan()
+        num_blocks = folder.num_blocks()
+        recipe, _ = sources_of_plan(plan)
+        _prepare_outputs(recipe)
+        report = _join(plan, folder, _standing_parts(folder, num_blocks), lambda: None, None)
+        folder.remove()
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExampleCounts:
+    """What a recipe would give, as far as that can be told without tokens and programs."""
+
+    ledger: Ledger
+    shares: list[tuple[str, SourceShare]]
+    """By source of the recipe: its name and what it would give."""
+    columns: dict[str, list[tuple[str, int]]]
+    """language and format: each value and how many available examples have it."""
+    left_out: list[str]
+    """What was not looked at."""
+
+
+def count_examples(
+    recipe: PreprocessRecipe, *, workers: int | None = None, progress: Progress | None = None
+) -> ExampleCounts:
+    """Reads, renders and compares everything, and writes nothing but into a temporary folder."""
+    opened = open_recipe(recipe)
+    with tempfile.TemporaryDirectory(prefix="dsm-dry-run-") as temporary:
+        folder = PartsFolder(Path(temporary) / "counts")
+        folder.begin(make_plan(opened), Shard())
+        making = _Making(opened, folder, Shard(), unsafe_exec=False, dry_run=True)
+        resolver = making.resolver(None)
+        columns = {name: Counter[str]() for name in ("language", "format")}
+        with making.parts(workers or default_workers(), progress) as parts:
+            for part in parts:
+                resolver.add(part)
+                documents = resolver.survivors[-1].documents
+                for name, counter in columns.items():
+                    column_idx = COLUMNS.index(name)
+                    for code in part.codes[documents, column_idx].tolist():
+                        counter[part.counts.names[column_idx][code]] += 1
+    resolver.finish()
+    shares = _shares(recipe, resolver)
+    for source, share in zip(opened.sources, shares, strict=True):
+        resolver.ledger.source(source.reader.source).kept += share.available
+    left_out = [f"examples longer than {recipe.max_tokens} tokens"]
+    if recipe.verification:
+        left_out.append("programs that do not give what their example says")
+    return ExampleCounts(
+        ledger=resolver.ledger,
+        shares=[(s.reader.source, share) for s, share in zip(opened.sources, shares, strict=True)],
+        columns={name: sorted(counter.items()) for name, counter in columns.items()},
+        left_out=left_out,
+    )
+
+
+class _Making:
+    """The parts of a shard in the making."""
 
     def __init__(
         self,
-        recipe: PreprocessRecipe,
-        template: Template,
-        tokenizer: Tokenizer,
-        writer: TokenizedDatasetWriter,
-        rejects: IO[bytes] | None,
+        opened: OpenRecipe,
+        folder: PartsFolder,
+        shard: Shard,
+        *,
+        unsafe_exec: bool,
+        dry_run: bool = False,
     ) -> None:
-        self.ledger = Ledger()
-        self.max_document_tokens = 0
-        self.num_quarantined = 0
-        self._recipe = recipe
-        self._template = template
-        self._tokenizer = tokenizer
-        self._writer = writer
-        self._rejects = rejects
+        self.num_blocks = 0
+        self.num_own_blocks = 0
+        self.num_resumed = 0
+        self.phase_s: dict[str, float] = {}
+        self._opened = opened
+        self._folder = folder
+        self._shard = shard
+        self._preparer = BlockPreparer(
+            opened.recipe,
+            opened.sources,
+            opened.template,
+            None if dry_run else opened.tokenizer,
+        )
 
-    def read(self, sources: Sequence[_Source], progress: Progress) -> None:
-        total_bytes = sum(source.num_bytes for source in sources)
-        done_bytes = 0
-        for source in sources:
-            for batch in _batches(self._render(source)):
-                self._write(batch)
-                progress(done_bytes + min(batch[-1].row.position, source.num_bytes), total_bytes)
-            done_bytes += source.num_bytes
-            progress(done_bytes, total_bytes)
+    @property
+    def encoder(self) -> str:
+        tokenizer = self._opened.tokenizer
+        reason = tokenizer.encoder_reason
+        return tokenizer.encoder if reason is None else f"{tokenizer.encoder} ({reason})"
 
-    def _render(self, source: _Source) -> Iterator[_Rendered]:
-        num_rows = 0
-        name = source.reader.source
-        counts = self.ledger.source(name)
-        for row in source.reader.rows(source.recipe.path):
-            if num_rows == source.recipe.limit:
-                break
-            num_rows += 1
-            counts.read += 1
-            try:
-                example = source.reader.example(row)
-                segments = self._template.render(example)
-            except ExampleFault as fault:
-                self._reject(row, name, fault)
+    def resolver(self, rejects: IO[bytes] | None) -> Resolver:
+        return Resolver(self._opened.recipe, self._opened.sources, rejects=rejects)
+
+    @contextmanager
+    def parts(self, num_workers: int, progress: Progress | None) -> Iterator[Iterator[Part]]:
+        """The shard's parts in order, without their tokens; each stands in the folder."""
+        with Workers[Block, None](self._make, num_workers) as workers:
+            yield self._in_order(workers, progress or (lambda done, total: None))
+
+    def _make(self, block: Block) -> None:
+        self._folder.write(self._preparer.prepare(block))
+
+    def _in_order(self, workers: Workers, progress: Progress) -> Iterator[Part]:
+        sizes = [source.num_bytes for source in self._opened.sources]
+        positions: list[tuple[int, int, bool]] = []
+        for idx, _ in enumerate(workers.map(self._tasks(positions))):
+            number, position, resumed = positions[idx]
+            part = self._folder.read(number, tokens=False)
+            if not resumed:
+                for name, seconds in part.counts.phase_s.items():
+                    self.phase_s[name] = self.phase_s.get(name, 0.0) + seconds
+            progress(sum(sizes[: part.counts.source_idx]) + position, sum(sizes))
+            yield part
+        progress(sum(sizes), sum(sizes))
+
+    def _tasks(self, positions: list[tuple[int, int, bool]]) -> Iterator[Block | None]:
+        """The shard's blocks, None for each whose part stands; notes where each one ends."""
+        for block in cut_blocks(self._opened.sources):
+            self.num_blocks += 1
+            if not self._shard.has(block.number):
                 continue
-            yield _Rendered(row=row, example=example, segments=segments, source=name)
-        if num_rows == 0:
-            raise DsmError(f"{source.recipe.path}: holds no examples")
+            self.num_own_blocks += 1
+            resumed = self._folder.has(block.number)
+            self.num_resumed += resumed
+            positions.append((block.number, block.position, resumed))
+            yield None if resumed else block
 
-    def _write(self, batch: Sequence[_Rendered]) -> None:
-        for item, (ids, spans) in zip(batch, _tokenize(self._tokenizer, batch), strict=True):
-            counts = self.ledger.source(item.source)
-            try:
-                fitted, fitted_spans = self._fit(ids, spans)
-            except ExampleFault as fault:
-                self._reject(item.row, item.source, fault)
-                continue
-            num_unknown = self._num_unknown(item, fitted)
-            example = item.example
-            self._writer.add(
-                fitted,
-                fitted_spans,
-                id=example.id,
-                source=example.source,
-                language=example.language,
-                format=example.format,
-                topic=example.topic,
-            )
-            counts.kept += 1
-            counts.truncated += len(fitted) < len(ids)
-            counts.tokens += len(fitted)
-            counts.supervised_tokens += sum(end - start for start, end in fitted_spans)
-            counts.unknown_tokens += num_unknown
-            self.max_document_tokens = max(self.max_document_tokens, len(fitted))
 
-    def _fit(
-        self, ids: list[int], spans: list[tuple[int, int]]
-    ) -> tuple[list[int], list[tuple[int, int]]]:
-        limit = self._recipe.max_tokens
-        if len(ids) > limit:
-            if self._recipe.overlong != "truncate":
-                raise ExampleFault("overlong", f"{len(ids)} tokens, and the limit is {limit}")
-            ids = ids[:limit]
-            spans = [(start, min(end, limit)) for start, end in spans if start < limit]
-        if not spans:
-            raise ExampleFault("no_supervised_tokens", f"no answer within {limit} tokens")
-        return ids, spans
-
-    def _num_unknown(self, item: _Rendered, ids: list[int]) -> int:
-        """The unknown tokens among the ids; ends the run at the first, where that is the policy."""
-        unk_id = self._tokenizer.unk_id
-        count = 0 if unk_id is None else ids.count(unk_id)
-        if count and self._recipe.on_unknown == "error":
-            characters = dict.fromkeys("".join(segment.text for segment in item.segments))
-            unknown = (c for c in characters if unk_id in self._tokenizer.encode(c))
+def _standing_parts(folder: PartsFolder, num_blocks: int) -> Iterator[Part]:
+    for number in range(num_blocks):
+        if not folder.has(number):
             raise DsmError(
-                f"{item.row.place}: the tokenizer has no token for {next(unknown, 'its text')!r};"
-                f" on_unknown: count goes on with its unknown token"
+                f"{folder.path}: part {number} is missing or damaged; run its shard again"
             )
-        return count
-
-    def _reject(self, row: Row, source: str, fault: ExampleFault) -> None:
-        """Counts a row that is not kept, or ends the run, as the policies say."""
-        omitted = isinstance(fault, ExampleOmitted)
-        overlong = fault.cause == "overlong"
-        if overlong and self._recipe.overlong == "error":
-            raise DsmError(f"{row.place}: {fault}; choose overlong: drop or truncate")
-        if not overlong and not omitted and self._recipe.on_error == "error":
-            raise DsmError(
-                f"{row.place}: {fault}; on_error: skip or quarantine goes on without such rows"
-            )
-        if not omitted and self._rejects is not None:
-            self._rejects.write(_quarantine_line(row, fault))
-            self.num_quarantined += 1
-        self.ledger.source(source).dropped[fault.cause] += 1
+        yield folder.read(number, tokens=False)
 
 
-def _encoder_line(tokenizer: Tokenizer) -> str:
-    reason = tokenizer.encoder_reason
-    return tokenizer.encoder if reason is None else f"{tokenizer.encoder} ({reason})"
+def _join(
+    plan: dict[str, Any],
+    folder: PartsFolder,
+    parts: Iterable[Part],
+    check: Callable[[], None],
+    making: _Making | None,
+) -> PreprocessReport:
+    """Decides over the parts as they come, then writes the dataset of what is kept."""
+    recipe, sources = sources_of_plan(plan)
+    names = [source.reader.source for source in sources]
+    vocab_size = plan["tokenizer"]["vocab_size"]
+    with TokenizedDatasetWriter(recipe.output, vocab_size=vocab_size) as writer:
+        with _quarantine_file(recipe) as rejects:
+            resolver = Resolver(recipe, sources, rejects=rejects)
+            for part in parts:
+                resolver.add(part)
+            resolver.finish()
+            check()
+        shares = _shares(recipe, resolver)
+        started = time.perf_counter()
+        assemble(
+            writer,
+            folder.read,
+            resolver.survivors,
+            shares,
+            names,
+            seed=recipe.seed,
+            ledger=resolver.ledger,
+        )
+        manifest = {key: value for key, value in plan.items() if key != "parts"}
+        manifest["ledger"] = resolver.ledger.as_dict()
+        if recipe.decontamination:
+            manifest["contamination"] = resolver.contamination.as_rows()
+        writer.finish(**manifest)
+    if rejects is None:
+        # One of an earlier run under this prefix would tell of rows that are not this dataset's.
+        _quarantine_path(recipe).unlink(missing_ok=True)
+    phase_s = dict(making.phase_s) if making else {}
+    phase_s["write"] = time.perf_counter() - started
+    total = resolver.ledger.total
+    return PreprocessReport(
+        output=recipe.output,
+        num_documents=total.documents,
+        num_tokens=total.tokens,
+        num_supervised_tokens=total.supervised_tokens,
+        max_document_tokens=writer.max_document_tokens,
+        ledger=resolver.ledger,
+        shares=list(zip(names, shares, strict=True)),
+        contamination=resolver.contamination.as_rows(),
+        encoder=making.encoder if making else plan["tokenizer"]["encoder"],
+        quarantine=None if rejects is None else _quarantine_path(recipe),
+        num_quarantined=resolver.num_quarantined,
+        num_resumed=making.num_resumed if making else 0,
+        num_blocks=len(resolver.survivors),
+        phase_s=phase_s,
+    )
 
 
-def _open_sources(recipe: PreprocessRecipe) -> list[_Source]:
-    """Every source, checked before the first one is read."""
-    sources = []
-    for source_idx, source in enumerate(recipe.sources):
-        where = f"sources.{source_idx}"
-        reader = make_reader(source.reader, source=source.name, options=source.options, where=where)
-        num_bytes = _checked_size(source.path, where)
-        refuse_benchmark(reader, source.path, where)
-        sources.append(_Source(recipe=source, reader=reader, num_bytes=num_bytes))
-    return sources
+def _shares(recipe: PreprocessRecipe, resolver: Resolver) -> list[SourceShare]:
+    available = [0] * len(recipe.sources)
+    for survivors in resolver.survivors:
+        available[survivors.source_idx] += len(survivors.documents)
+    return share_out(recipe, available)
 
 
-def _checked_size(path: Path, where: str) -> int:
-    """The file's bytes, at least one. Raises DsmError where it is no such file."""
-    try:
-        status = path.stat()
-    except FileNotFoundError as error:
-        raise DsmError(f"{path}: no such file ({where})") from error
-    except OSError as error:
-        raise DsmError(f"{path}: cannot be read: {error.strerror or error} ({where})") from error
-    if stat.S_ISDIR(status.st_mode):
-        raise DsmError(f"{path}: is a folder; a source is one file ({where})")
-    if not stat.S_ISREG(status.st_mode):
-        raise DsmError(f"{path}: is no regular file; a source is read twice ({where})")
-    if status.st_size == 0:
-        raise DsmError(f"{path}: is empty ({where})")
-    return status.st_size
+def _refuse_faults(opened: OpenRecipe, part: Part) -> None:
+    """Ends a shard's run at the first fault that will end the merge."""
+    resolver = Resolver(opened.recipe, opened.sources)
+    if part.counts.num_lines and part.counts.faults:
+        block = next(b for b in cut_blocks(opened.sources) if b.number == part.counts.block)
+        path = opened.sources[block.source_idx].path
+        resolver.begin_at(block.source_idx, count_lines(path, 0, block.begin))
+    resolver.add(part)
 
 
-def _batches(items: Iterator[_Rendered]) -> Iterator[list[_Rendered]]:
-    batch: list[_Rendered] = []
-    num_bytes = 0
-    for item in items:
-        batch.append(item)
-        num_bytes += len(item.row.raw)
-        if len(batch) >= _BATCH_EXAMPLES or num_bytes >= _BATCH_BYTES:
-            yield batch
-            batch, num_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def _tokenize(
-    tokenizer: Tokenizer, batch: Sequence[_Rendered]
-) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-    """For each item its ids, BOS and EOS included, and the spans of ids that are supervised."""
-    beginnings = tokenizer.encode_batch([item.segments[0].text for item in batch])
-    texts = [segment.text for item in batch for segment in item.segments[1:]]
-    continuations = iter(tokenizer.encode_batch(texts, continuation=True))
-    for item, beginning in zip(batch, beginnings, strict=True):
-        ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        ids += beginning
-        spans: list[tuple[int, int]] = []
-        for segment in item.segments[1:]:
-            start = len(ids)
-            ids += next(continuations)
-            if segment.supervised and len(ids) > start:
-                spans.append((start, len(ids)))
-        ids.append(tokenizer.eos_id)
-        _append_span(spans, len(ids) - 1, len(ids))
-        yield ids, spans
-
-
-def _append_span(spans: list[tuple[int, int]], start: int, end: int) -> None:
-    if spans and spans[-1][1] == start:
-        start = spans.pop()[0]
-    spans.append((start, end))
-
-
-def _manifest_fields(
-    recipe: PreprocessRecipe,
-    template: Template,
-    tokenizer: Tokenizer,
-    sources: Sequence[_Source],
-    ledger: Ledger,
-) -> dict[str, Any]:
-    return {
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-            "encoder": tokenizer.encoder,
-        },
-        "template": {"name": template.name, "fingerprint": template.fingerprint},
-        "inputs": [
-            {
-                "path": str(source.recipe.path),
-                "size": source.num_bytes,
-                "xxh3": file_xxh3(source.recipe.path),
-            }
-            for source in sources
-        ],
-        "recipe": recipe.model_dump(mode="json"),
-        "ledger": ledger.as_dict(),
-    }
+def _prepare_outputs(recipe: PreprocessRecipe) -> None:
+    prepare_targets(_quarantine_path(recipe))
 
 
 def _quarantine_path(recipe: PreprocessRecipe) -> Path:
@@ -326,22 +362,6 @@ def _quarantine_path(recipe: PreprocessRecipe) -> Path:
 
 @contextmanager
 def _quarantine_file(recipe: PreprocessRecipe) -> Iterator[IO[bytes] | None]:
-    wanted = recipe.on_error == "quarantine"
+    wanted = recipe.on_error == "quarantine" or recipe.verification or recipe.decontamination
     with atomic_file(_quarantine_path(recipe)) if wanted else nullcontext() as file:
         yield file
-
-
-def _quarantine_line(row: Row, fault: ExampleFault) -> bytes:
-    """Where the row stood, why it is here, and the row: as text, or in base64 where it is none."""
-    entry: dict[str, Any] = {
-        "path": str(row.path),
-        "line": row.line,
-        "byte": row.byte,
-        "cause": fault.cause,
-        "reason": str(fault),
-    }
-    try:
-        entry["row"] = row.raw.decode()
-    except UnicodeDecodeError:
-        entry["row_base64"] = base64.b64encode(row.raw).decode()
-    return orjson.dumps(entry, option=orjson.OPT_APPEND_NEWLINE)

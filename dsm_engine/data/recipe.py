@@ -1,10 +1,12 @@
 """The recipe of a tokenized dataset."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
+from dsm_engine.data.decontamination import DecontaminationRecipe
+from dsm_engine.data.example import Format, Language
 from dsm_engine.data.tokenized_dataset import PREFIX_HINT, names_files
 from dsm_engine.recipes import Section
 
@@ -19,9 +21,44 @@ class SourceRecipe(Section):
     name: str = ""
     """What the examples' source is called; the reader's name where it is empty."""
     limit: PositiveInt | None = None
-    """Read only this many rows."""
+    """Read only this many rows, the first."""
+    languages: list[Language] = Field(default_factory=list)
+    """Take only examples in these; all where it is empty."""
+    formats: list[Format] = Field(default_factory=list)
+    """Take only examples of these; all where it is empty."""
+    cap: PositiveInt | None = None
+    """At most this many examples, chosen at random among those that passed the quality steps."""
+    epochs: float = Field(default=1.0, gt=0, le=1000)
+    """How often each of those stands in the dataset; 1.5 is once, and half of them once more."""
+    weight: float | None = Field(default=None, gt=0)
+    """The source's share of the mixture, relative to the others'; all sources have one or none.
+    A source that has too few examples for its share gives all it has, `epochs` times."""
+    decontaminate: Literal["remove", "report", "off"] | None = None
+    """What becomes of examples that hold benchmark text. By default the reader decides: `report`
+    for the official training splits of the benchmarks' own families, else `remove`."""
+    verify: bool = True
+    """Run its programs, where the recipe says `verification`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """What the reader lets one choose."""
+
+
+class VerificationRecipe(Section):
+    """Running the programs of PoT and TIR examples; those that do not do what their example says
+    are quarantined."""
+
+    timeout_s: float = Field(default=10.0, gt=0)
+    """Of one program."""
+    memory_mib: int = Field(default=512, ge=64)
+    """Of one program, its address space."""
+    cache: Path | None = None
+    """Results by program, for later runs; in the user's cache folder where it is not set."""
+
+
+class MixtureRecipe(Section):
+    """How the sources' examples are chosen and repeated."""
+
+    examples: PositiveInt | None = None
+    """The size of a mixture by weights; without it, the largest that no source is too small for."""
 
 
 class PreprocessRecipe(Section):
@@ -48,6 +85,27 @@ class PreprocessRecipe(Section):
     on_unknown: Literal["count", "error"] = "count"
     """What becomes of characters the tokenizer has no token for: they are its unknown token, and
     the ledger counts those (`unknown_tokens`); or the first one ends the run."""
+
+    deduplication: Literal["off", "exact", "near"] = "off"
+    """Of examples that say the same, in the same format, the first is kept: after normalisation,
+    or also where their wording alone differs a little."""
+    decontamination: DecontaminationRecipe | None = None
+    """The benchmarks whose text is looked for in the examples."""
+    verification: VerificationRecipe | None = None
+    """Whether, and how, the programs of examples are run and compared."""
+    mixture: MixtureRecipe = Field(default_factory=MixtureRecipe)
+    """The size of the whole."""
+    seed: int = Field(default=0, ge=0)
+    """Of the choice among examples, by caps, epochs and weights."""
+
+    @model_validator(mode="after")
+    def _all_have_weights(self) -> Self:
+        weights = [source.weight for source in self.sources]
+        if None in weights and any(weight is not None for weight in weights):
+            raise ValueError("sources: give every source a weight, or none")
+        if self.mixture.examples is not None and None in weights:
+            raise ValueError("mixture.examples: needs a weight for every source")
+        return self
 
     @field_validator("output")
     @classmethod

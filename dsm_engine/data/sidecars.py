@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,20 +100,35 @@ class SpanTableWriter:
 
     def add(self, spans: Sequence[tuple[int, int]], length: int) -> None:
         """Adds one document's spans; raises ValueError unless they rise inside [0, length]."""
-        flat = array("i")
-        end = 0
-        for span in spans:
-            begin, previous_end = span[0], end
-            end = span[1]
-            if not previous_end <= begin < end <= length:
-                raise ValueError(
-                    f"span {begin}:{end} after {previous_end} in {length} tokens: spans must rise"
-                )
-            # A span's first token has a label only where a token stands before it.
-            self.num_supervised += end - max(begin, 1)
-            flat.extend((begin, end))
-        self._counts.append(len(flat) // 2)
-        self._spans.write(flat)
+        flat = np.array(spans, np.int64).reshape(-1, 2)
+        self.add_documents(flat, np.array([len(flat)], np.int32), np.array([length], np.int32))
+
+    def add_documents(
+        self,
+        spans: NDArray[np.integer[Any]],
+        counts: NDArray[np.int32],
+        lengths: NDArray[np.int32],
+    ) -> None:
+        """Adds the spans of many documents, [num_spans, 2], so many of each, [num_documents].
+
+        Raises ValueError unless those of a document rise inside [0, length].
+        """
+        begins, ends = spans[:, 0], spans[:, 1]
+        document = np.repeat(np.arange(len(counts)), counts)
+        after = np.zeros(len(spans), np.int64)  # where the one before in the document ends
+        same = document[1:] == document[:-1]
+        after[1:][same] = ends[:-1][same]
+        wrong = (begins < after) | (begins >= ends) | (ends > lengths[document])
+        if wrong.any():
+            idx = int(wrong.argmax())
+            raise ValueError(
+                f"span {begins[idx]}:{ends[idx]} after {after[idx]} in {lengths[document[idx]]}"
+                " tokens: spans must rise"
+            )
+        # A document's first token has no label, as no token stands before it.
+        self.num_supervised += int((ends - np.maximum(begins, 1)).sum())
+        self._counts.frombytes(counts.astype(np.int32).tobytes())
+        self._spans.write(spans.astype(np.int32).tobytes())
 
     def write_to(self, file: BinaryWriter) -> None:
         """Writes the whole table."""
@@ -202,11 +217,34 @@ class AttributeTableWriter:
 
         Raises UnicodeEncodeError where one has no UTF-8 (a lone surrogate).
         """
-        for codes, names, value in zip(self._codes, self._names, values, strict=True):
-            codes.append(names.setdefault(value.encode(), len(names)))
         encoded = id.encode()
-        self._id_lengths.append(len(encoded))
-        self._ids.write(encoded)
+        self.add_documents(
+            np.frombuffer(encoded, np.uint8),
+            np.array([len(encoded)], np.int32),
+            [[value] for value in values],
+            np.zeros((1, len(COLUMNS)), np.uint32),
+        )
+
+    def add_documents(
+        self,
+        ids: NDArray[np.uint8],
+        id_lengths: NDArray[np.int32],
+        names: Sequence[Sequence[str]],
+        codes: NDArray[np.uint32],
+    ) -> None:
+        """Adds many documents: their ids in UTF-8, end to end, with the bytes of each, and the
+        number of their value in each column's `names`, [num_documents, columns].
+
+        Raises UnicodeEncodeError where a name has no UTF-8 (a lone surrogate).
+        """
+        for column_idx, (values, known) in enumerate(zip(names, self._names, strict=True)):
+            used = np.unique(codes[:, column_idx])
+            mapped = np.zeros(len(values), np.uint32)
+            for code in used.tolist():
+                mapped[code] = known.setdefault(values[code].encode(), len(known))
+            self._codes[column_idx].frombytes(mapped[codes[:, column_idx]].tobytes())
+        self._id_lengths.frombytes(id_lengths.astype(np.int32).tobytes())
+        self._ids.write(ids.data)
 
     def write_to(self, file: BinaryWriter) -> None:
         """Writes the whole table."""

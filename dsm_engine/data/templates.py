@@ -26,6 +26,7 @@ class Segment:
 
     text: str
     supervised: bool
+    control: bool = False
 
 
 class TemplateRecipe(Section):
@@ -46,6 +47,9 @@ class TemplateRecipe(Section):
 
 class Template:
     """Renders examples for training and questions for evaluation, with the same boundaries."""
+
+    adds_bos = True
+    adds_eos = True
 
     def __init__(self, recipe: TemplateRecipe, where: str) -> None:
         _check_placeholders(recipe, where)

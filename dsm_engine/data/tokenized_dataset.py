@@ -163,6 +163,10 @@ class TokenizedDatasetWriter:
     def num_documents(self) -> int:
         return len(self._lengths)
 
+    @property
+    def max_document_tokens(self) -> int:
+        return max(self._lengths, default=0)
+
     def __enter__(self) -> "TokenizedDatasetWriter":
         folder = self.prefix.parent
         self._check_targets()
@@ -208,6 +212,43 @@ class TokenizedDatasetWriter:
             raise DsmError(f"{self.prefix}: document {id!r}: {error}") from error
         self._tokens.write(tokens.astype(self.dtype).data)
         self._lengths.append(len(tokens))
+        self.num_tokens += len(tokens)
+
+    def add_documents(
+        self,
+        tokens: NDArray[Any],
+        lengths: NDArray[np.int32],
+        *,
+        spans: NDArray[np.int32],
+        span_counts: NDArray[np.int32],
+        ids: NDArray[np.uint8],
+        id_lengths: NDArray[np.int32],
+        names: Sequence[Sequence[str]],
+        codes: NDArray[np.uint32],
+    ) -> None:
+        """Adds many documents at once, end to end; see the sidecars' writers for the arrays.
+
+        Raises DsmError as `add` does.
+        """
+        if not len(lengths):
+            return
+        low, high = int(tokens.min()), int(tokens.max())
+        if low < 0 or high >= self.vocab_size:
+            raise DsmError(
+                f"{self.prefix}: token ids must be 0 to {self.vocab_size - 1},"
+                f" found {low} to {high}"
+            )
+        assert lengths.min() > 0, "a document has tokens"
+        assert len(tokens) == lengths.sum(dtype=np.int64), "the tokens are those of the documents"
+        try:
+            self._spans.add_documents(spans, span_counts, lengths)
+            self._attributes.add_documents(ids, id_lengths, names, codes)
+        except ValueError as error:
+            first = self.num_documents
+            last = first + len(lengths) - 1
+            raise DsmError(f"{self.prefix}: documents {first} to {last}: {error}") from error
+        self._tokens.write(tokens.astype(self.dtype, copy=False).data)
+        self._lengths.frombytes(lengths.astype(np.int32).tobytes())
         self.num_tokens += len(tokens)
 
     def finish(self, **manifest_fields: Any) -> None:

@@ -52,7 +52,7 @@ def test_an_unknown_key_of_a_recipe_names_the_nearest(
     assert error.count("\n") == 1
 
 
-def test_a_bad_line_ends_preprocessing_with_its_place_and_no_files(
+def test_a_bad_line_ends_preprocessing_with_its_place_and_no_dataset(
     tmp_path: Path, sample_data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = (sample_data / "train.jsonl").read_text(encoding="utf-8").splitlines()[:3]
@@ -67,7 +67,7 @@ def test_a_bad_line_ends_preprocessing_with_its_place_and_no_files(
     recipe.write_text(json.dumps(values), encoding="utf-8")
     assert main(["preprocess", str(recipe)]) == 2
     assert f"{source}:4" in capsys.readouterr().err
-    assert not list((tmp_path / "out").iterdir())
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["data.parts"]
 
 
 def test_a_fault_under_torchrun_or_alone_is_one_line_without_a_traceback(tmp_path: Path) -> None:

@@ -74,6 +74,12 @@ def make_recipe(tmp_path: Path, model: Path, *paths: Path, **values) -> Preproce
     )
 
 
+def dataset_bytes(prefix: Path) -> dict[str, bytes]:
+    """Every file of the dataset by its suffix."""
+    files = prefix.parent.glob(f"{prefix.name}.*")
+    return {path.name: path.read_bytes() for path in files}
+
+
 def supervised_texts(dataset: TokenizedDataset, tokenizer: Tokenizer, idx: int) -> list[str]:
     ids = dataset.document(idx).tolist()
     return [tokenizer.decode(ids[start:end]) for start, end in dataset.spans(idx).tolist()]
@@ -150,16 +156,20 @@ def test_sources_follow_each_other_and_each_has_its_ledger(tmp_path: Path, model
     assert report.max_document_tokens == max(dataset.lengths)
 
 
-def test_batches_do_not_show_in_the_output(tmp_path: Path, model: Path, monkeypatch):
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_blocks_and_workers_do_not_show_in_the_output(
+    tmp_path: Path, model: Path, monkeypatch, workers: int, compressed: bool
+):
     path = write_examples(tmp_path / "a", *[TIR, COT] * 10)
-    whole = preprocess(make_recipe(tmp_path, model, path)).output
-    expected = whole.with_name("train.bin").read_bytes()
-    monkeypatch.setattr("dsm_engine.data.preprocess._BATCH_EXAMPLES", 3)
-    preprocess(make_recipe(tmp_path, model, path))
-    assert whole.with_name("train.bin").read_bytes() == expected
-    monkeypatch.setattr("dsm_engine.data.preprocess._BATCH_BYTES", 1)
-    preprocess(make_recipe(tmp_path, model, path))
-    assert whole.with_name("train.bin").read_bytes() == expected
+    if compressed:
+        path.write_bytes(gzip.compress(path.read_bytes(), mtime=0))
+    prefix = preprocess(make_recipe(tmp_path, model, path), workers=1).output
+    expected = dataset_bytes(prefix)
+    monkeypatch.setattr("dsm_engine.data.preparation.blocks.BLOCK_BYTES", 700)
+    report = preprocess(make_recipe(tmp_path, model, path), workers=workers)
+    assert report.num_blocks > 3
+    assert dataset_bytes(prefix) == expected
 
 
 def test_gzip_changes_nothing(tmp_path: Path, model: Path):

@@ -19,6 +19,7 @@ class Gsm8kReader(Reader):
 
     name = "gsm8k"
     licence = "MIT"
+    decontaminate = "report"
 
     def parse(self, record: dict[str, Any], row: Row) -> Example:
         solution = text_field(record, "answer", "missing_answer")

@@ -16,6 +16,7 @@ class MathReader(Reader):
 
     name = "math"
     licence = "MIT"
+    decontaminate = "report"
 
     def parse(self, record: dict[str, Any], row: Row) -> Example:
         solution = text_field(record, "solution", "missing_answer")

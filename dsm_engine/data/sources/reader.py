@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from dsm_engine.data.example import Example
 from dsm_engine.data.sources.records import read_records
@@ -24,6 +24,9 @@ class Reader(ABC):
     name: ClassVar[str]
     """What recipes call the reader."""
     licence: ClassVar[str] = ""
+    decontaminate: ClassVar[Literal["remove", "report"]] = "remove"
+    """What becomes of examples with benchmark text where the recipe does not say. Official training
+    splits of the benchmarks' own families are kept as they are published."""
     members: ClassVar[tuple[str, ...]] = ()
     """The keys under which an object that is the whole file holds the list of its records."""
     Options: ClassVar[type[Section]] = NoOptions

@@ -37,6 +37,22 @@ def read_records(path: Path, *, members: Sequence[str] = ()) -> Iterator[Row]:
             yield from line_rows(file, on_disk, path)
 
 
+def is_lines(path: Path, *, members: Sequence[str] = ()) -> bool:
+    """Whether `read_records` would read the file as plain lines: nothing compressed, no list.
+
+    Raises DsmError where it cannot be read.
+    """
+    with open_contents(path) as (file, on_disk):
+        head = file.peek()
+        text = head.removeprefix(BYTE_ORDER_MARK)
+        return file is on_disk and not (
+            head.startswith(PARQUET_MAGIC)
+            or _member_list(text, members)
+            or _LIST_OF_OBJECTS.match(text)
+            or _OBJECT_OVER_LINES.match(text)
+        )
+
+
 def _member_list(text: bytes, members: Sequence[str]) -> re.Match[bytes] | None:
     if not members or not text.lstrip().startswith(b"{"):
         return None

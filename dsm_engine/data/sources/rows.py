@@ -1,5 +1,6 @@
 """From a file to its rows, each with its place, in bounded memory."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedReader
@@ -55,16 +56,26 @@ def read_lines(path: Path) -> Iterator[Row]:
         yield from line_rows(file, on_disk, path)
 
 
-def line_rows(file: BufferedReader, on_disk: BufferedReader, path: Path) -> Iterator[Row]:
-    """The lines that are left of a file that is open."""
-    line, byte = 0, 0
-    while raw := file.readline(MAX_LINE_BYTES + 1):
+def line_rows(
+    file: BufferedReader,
+    on_disk: BufferedReader,
+    path: Path,
+    *,
+    begin: int = 0,
+    end: float = math.inf,
+) -> Iterator[Row]:
+    """The lines of an open file that stands at byte `begin`, up to the one that reaches `end`.
+
+    They are numbered from there.
+    """
+    line, byte = 0, begin
+    while byte < end and (raw := file.readline(MAX_LINE_BYTES + 1)):
         line += 1
         size = len(raw)
         too_long = size > MAX_LINE_BYTES and not raw.endswith(b"\n")
         if too_long:
             raw, size = raw[:BUFFER_BYTES], size + _skip_line(file)
-        if line == 1:
+        if byte == 0:
             raw = raw.removeprefix(BYTE_ORDER_MARK)
         raw = raw.rstrip(b"\r\n")
         if raw.strip():

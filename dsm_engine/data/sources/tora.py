@@ -22,6 +22,7 @@ class ToraReader(Reader):
 
     name = "tora"
     licence = "MIT"
+    decontaminate = "report"
 
     def parse(self, record: dict[str, Any], row: Row) -> Example:
         messages = find_messages(record)
