@@ -1,0 +1,870 @@
+"""tools/download_sources.py against a local server: whole files or none, whatever it does."""
+
+import gzip
+import hashlib
+import re
+import resource
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dsm_engine.data.recipe import PreprocessRecipe
+from dsm_engine.data.sources.held_out import refuse_benchmark
+from dsm_engine.data.sources.registry import READERS, make_reader
+from dsm_engine.errors import DsmError
+from dsm_engine.recipes import load_recipe, validate_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPOSITORY / "tools"))
+try:
+    import download_sources as tool
+    import held_out_questions
+    from http_download import Patience, download
+finally:
+    sys.path.remove(str(REPOSITORY / "tools"))
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB: several reads of a socket
+OTHER = CONTENT[::-1]
+PATIENCE = Patience(timeout_s=0.3, attempts=3, pause_s=0.001)
+
+
+@dataclass
+class Served:
+    """What a server does for one path; `cuts` and `status` are used up, one a request."""
+
+    content: bytes = CONTENT
+    etag: str = '"one"'
+    last_modified: str = ""
+    ranges: bool = True
+    shift: int = 0
+    """How far behind the range that is asked for the one it sends begins."""
+    believes: bool = True
+    """Whether If-Range is looked at."""
+    cuts: list[int] = field(default_factory=list)
+    """After how many bytes the connection is closed."""
+    status: list[int] = field(default_factory=list)
+    """Errors that come first."""
+    hangs: bool = False
+    """Instead of closing a connection, it is left open in silence."""
+    chunked: bool = False
+    changes: list[tuple[bytes, str] | None] = field(default_factory=list)
+    """What the file and its ETag become, one a request."""
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Server:
+    """A web server in a thread, and the requests it has had as (path, Range)."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, Served] = {}
+        self.requests: list[tuple[str, str | None]] = []
+        self.released = threading.Event()
+        handler = type("Handler", (_Handler,), {"owner": self})
+        self._server = _QuietServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self) -> None:
+        self.released.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has left is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    owner: Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        asked = self.headers.get("Range")
+        self.owner.requests.append((self.path, asked))
+        served = self.owner.files.get(self.path)
+        if served is None or served.status:
+            self._refuse(404 if served is None else served.status.pop(0), served)
+            return
+        if served.changes and (change := served.changes.pop(0)):
+            served.content, served.etag = change
+        start = self._start(served, asked)
+        if start is None:
+            self._refuse(416, served)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            total = len(served.content)
+            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
+        self._send_body(served, served.content[start:])
+
+    def _start(self, served: Served, asked: str | None) -> int | None:
+        validator = served.etag or served.last_modified
+        if not asked or not served.ranges:
+            return 0
+        if served.believes and self.headers.get("If-Range") != validator:
+            return 0
+        match = re.fullmatch(r"bytes=(\d+)-", asked)
+        assert match is not None
+        start = int(match[1]) + served.shift
+        return start if start < len(served.content) else None
+
+    def _send_body(self, served: Served, body: bytes) -> None:
+        for name, value in (("ETag", served.etag), ("Last-Modified", served.last_modified)):
+            if value:
+                self.send_header(name, value)
+        length = {"Transfer-Encoding": "chunked"} if served.chunked else {}
+        for name, value in ({"Content-Length": str(len(body))} | served.headers | length).items():
+            if not (served.chunked and name == "Content-Length"):
+                self.send_header(name, value)
+        self.end_headers()
+        cut = served.cuts.pop(0) if served.cuts else None
+        sent = body[:cut]
+        as_chunk = served.chunked and sent  # an empty chunk would be the end
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(sent), sent) if as_chunk else sent)
+        self.wfile.flush()
+        if cut is None:
+            self.wfile.write(b"0\r\n\r\n" if served.chunked else b"")
+            return
+        if served.hangs:
+            self.owner.released.wait(10)
+        self.close_connection = True
+
+    def _refuse(self, status: int, served: Served | None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        for name, value in (served.headers if served else {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """Reached directly, whatever proxies the environment of the tests has."""
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    running = Server()
+    yield running
+    running.close()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def a_source(address: str, **changes: Any) -> dict[str, Any]:
+    """A source of one pinned file, as the catalogue has it; changes of the file are keywords."""
+    file = {
+        "remote": "data/a.jsonl",
+        "path": "a/a.jsonl",
+        "bytes": len(CONTENT),
+        "sha256": sha256(CONTENT),
+    }
+    return {
+        "kind": "training",
+        "licence": "MIT",
+        "homepage": "https://a.example",
+        "address": address,
+        "reader": "jsonl",
+        "files": [file | changes],
+    }
+
+
+def catalogue_of(**sources: Any) -> Any:
+    return validate_recipe({"sources": sources}, tool.Catalogue, "test")
+
+
+@pytest.fixture
+def obtain(server: Server, tmp_path: Path) -> Callable[..., list[str]]:
+    """Runs the tool for one file at /data/a.jsonl of the server; returns the faults."""
+
+    def run(*, folder: Path | None = None, base_url: str | None = None, **changes: Any):
+        catalogue = catalogue_of(a=a_source(server.url, **changes))
+        places = tool.Places(tmp_path / "out", folder, base_url)
+        return tool.obtain_sources(["a"], catalogue, places, patience=PATIENCE)
+
+    return run
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    return tmp_path / "out" / "a" / "a.jsonl"
+
+
+def left_over(target: Path) -> list[str]:
+    """What lies beside the file, its parts among them."""
+    return sorted(path.name for path in target.parent.iterdir() if path != target)
+
+
+# --- fetching -------------------------------------------------------------------------------------
+
+
+def test_a_file_is_fetched_whole_and_recorded(server, obtain, target, tmp_path, capsys):
+    server.files["/data/a.jsonl"] = Served()
+    assert obtain() == []
+    assert target.read_bytes() == CONTENT
+    assert left_over(target) == []
+    lock = orjson.loads((tmp_path / "out" / "sources.lock.json").read_bytes())
+    url = f"{server.url}/data/a.jsonl"
+    assert lock == {"a/a.jsonl": {"url": url, "bytes": len(CONTENT), "sha256": sha256(CONTENT)}}
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first == "a: training, MIT, 1 file, 1,048,576 bytes, reader jsonl"
+
+
+def test_a_second_run_fetches_nothing(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served()
+    obtain()
+    assert obtain() == []
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_cut_connection_is_continued_where_it_broke(server, obtain, target, chunked):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000, 300_000], chunked=chunked)
+    assert obtain() == []
+    assert target.read_bytes() == CONTENT
+    ranges = [asked for _, asked in server.requests]
+    assert ranges == [None, "bytes=300000-", "bytes=600000-"]
+
+
+def test_a_server_that_always_cuts_gets_as_many_attempts_as_bring_something(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[100_000] * 10)
+    assert obtain() == []
+    assert len(server.requests) == 11 > PATIENCE.attempts
+
+
+def test_a_later_run_continues_an_earlier_one(server, obtain, target):
+    served = server.files["/data/a.jsonl"] = Served(cuts=[300_000, 0, 0, 0])
+    (fault,) = obtain()
+    assert "given up after 3 attempts without progress, run again to continue" in fault
+    assert not target.exists()
+    assert served.cuts == []
+    assert obtain() == []
+    assert server.requests[-1] == ("/data/a.jsonl", "bytes=300000-")
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_sends_the_file_again(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000], ranges=False)
+    assert obtain() == []
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_that_always_cuts_is_given_up(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000] * 20, ranges=False)
+    (fault,) = obtain()
+    assert "given up after 3 attempts" in fault
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("believes", [True, False])
+@pytest.mark.parametrize("later", [OTHER, OTHER[:200_000]], ids=["same length", "shorter"])
+def test_a_file_that_changed_in_between_is_never_glued_to_the_old(
+    server, obtain, target, believes, later
+):
+    served = server.files["/data/a.jsonl"] = Served(cuts=[300_000, 0, 0, 0])
+    obtain(sha256=None, bytes=None)
+    served.content, served.etag, served.believes = later, '"two"', believes
+    assert obtain(sha256=None, bytes=None) == []
+    assert target.read_bytes() == later
+
+
+def test_another_range_than_was_asked_for_is_not_taken(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000], shift=5)
+    assert obtain(sha256=None) == []
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_of_another_address_is_not_continued(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000, 0, 0, 0])
+    server.files["/data/b.jsonl"] = Served(content=OTHER)
+    obtain(sha256=None)
+    assert obtain(sha256=None, remote="data/b.jsonl") == []
+    assert target.read_bytes() == OTHER
+
+
+def test_a_date_serves_where_there_is_no_etag(server, obtain, target):
+    date = "Tue, 03 Sep 2024 10:00:00 GMT"
+    server.files["/data/a.jsonl"] = Served(etag="", last_modified=date, cuts=[300_000])
+    assert obtain() == []
+    assert server.requests[-1][1] == "bytes=300000-"
+
+
+@pytest.mark.parametrize("etag", ["", 'W/"one"'])
+def test_nothing_is_continued_without_a_strong_validator(server, obtain, target, etag):
+    server.files["/data/a.jsonl"] = Served(etag=etag, cuts=[300_000])
+    assert obtain() == []
+    assert [asked for _, asked in server.requests] == [None, None]
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_that_was_damaged_on_disk_is_fetched_again(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000, 0, 0, 0])
+    obtain()
+    part = target.with_name(".a.jsonl.part")
+    part.write_bytes(bytes(300_000))
+    assert obtain() == []
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_that_was_whole_is_not_fetched_again(server, tmp_path):
+    server.files["/a"] = Served(cuts=[len(CONTENT) - 1, 0])
+    part = tmp_path / "part"
+    with pytest.raises(DsmError):
+        download(f"{server.url}/a", part, patience=Patience(0.3, 1, 0.0))
+    part.write_bytes(CONTENT)
+    assert download(f"{server.url}/a", part, num_bytes=len(CONTENT), patience=PATIENCE)
+    assert len(server.requests) == 2
+
+
+def test_wrong_content_is_refused_and_leaves_nothing(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(content=OTHER)
+    (fault,) = obtain()
+    assert f"its SHA-256 is {sha256(OTHER)}, sources.yaml has {sha256(CONTENT)}" in fault
+    assert not target.exists()
+    assert left_over(target) == []
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("content", [CONTENT + b"x", CONTENT * 2], ids=["by one", "by far"])
+def test_too_much_is_refused_and_leaves_nothing(server, obtain, target, content, chunked):
+    server.files["/data/a.jsonl"] = Served(content=content, chunked=chunked)
+    (fault,) = obtain(sha256=None)
+    assert "another file" in fault
+    assert not target.exists()
+    assert left_over(target) == []
+
+
+def test_too_little_is_refused_before_it_is_fetched(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(content=CONTENT[:-1])
+    (fault,) = obtain()
+    assert "is 1,048,575 bytes, not 1,048,576: another file" in fault
+    assert not target.exists()
+
+
+def test_an_end_nobody_knows_is_not_taken_for_the_end(server, obtain, target):
+    served = Served(headers={"Connection": "close"}, cuts=[300_000])
+    served.headers["Content-Length"] = ""
+    server.files["/data/a.jsonl"] = served
+    (fault,) = obtain(sha256=None, bytes=None)
+    assert "does not say where the file ends" in fault
+    assert not target.exists()
+
+
+def test_a_compressed_transfer_is_refused(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(headers={"Content-Encoding": "gzip"})
+    (fault,) = obtain()
+    assert "sends it as gzip" in fault
+    assert not target.exists()
+
+
+def test_a_missing_file_is_one_line_and_is_not_asked_for_again(server, obtain, target):
+    (fault,) = obtain(unverified="guessed from its neighbour")
+    assert fault == (
+        f"a: {server.url}/data/a.jsonl: HTTP 404 Not Found (unverified: guessed from its neighbour)"
+    )
+    assert len(server.requests) == 1
+    assert not target.exists()
+
+
+def test_a_server_that_is_busy_is_asked_again(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(status=[503, 429])
+    assert obtain() == []
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_busy_server_says_how_long_to_wait(server, obtain, monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr("http_download.time.sleep", slept.append)
+    server.files["/data/a.jsonl"] = Served(status=[503], headers={"Retry-After": "7"})
+    assert obtain() == []
+    assert slept == [7.0]
+
+
+def test_a_server_that_stays_busy_is_given_up(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(status=[503] * 9)
+    (fault,) = obtain()
+    assert "HTTP 503" in fault
+    assert len(server.requests) == PATIENCE.attempts
+
+
+def test_a_server_that_falls_silent_is_left_and_asked_again(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000], hangs=True)
+    assert obtain() == []
+    assert server.requests[-1][1] == "bytes=300000-"
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_server_that_is_not_there_is_one_line(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(DsmError, match="given up after 3 attempts"):
+        download(f"http://127.0.0.1:{port}/a", tmp_path / "part", patience=PATIENCE)
+
+
+def test_a_host_nobody_knows_is_not_asked_for_again(tmp_path, monkeypatch):
+    asked: list[Any] = []
+
+    def unknown(host: Any, *rest: Any, **options: Any) -> Any:
+        asked.append(host)
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(DsmError, match=r"cannot be reached: .*not known"):
+        download("http://nowhere.invalid/a", tmp_path / "part", patience=PATIENCE)
+    assert asked == ["nowhere.invalid"]
+
+
+@pytest.mark.parametrize("from_folder", [False, True])
+def test_a_disk_that_takes_no_more_is_one_line_and_the_file_is_had_later(
+    server, obtain, target, tmp_path, from_folder
+):
+    server.files["/data/a.jsonl"] = Served()
+    folder = tmp_path / "here"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(CONTENT)
+    chosen = folder if from_folder else None
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, hard))
+    try:
+        (fault,) = obtain(folder=chosen)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "File too large" in fault
+    assert not target.exists()
+    assert obtain(folder=chosen) == []
+    assert target.read_bytes() == CONTENT
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    cuts=st.lists(st.integers(0, 3000), max_size=8),
+    changes=st.lists(st.sampled_from([None, (b"b" * 3000, '"b"'), (b"c" * 2000, '"c"')])),
+    ranges=st.booleans(),
+    believes=st.booleans(),
+    chunked=st.booleans(),
+    num_runs=st.integers(1, 3),
+)
+def test_whatever_a_server_does_a_file_is_one_it_had(num_runs, **behaviour):
+    """Connections are cut and the file changes, in any order, over several runs."""
+    server = Server()
+    server.files["/a"] = Served(content=b"a" * 3000, etag='"a"', **behaviour)
+    try:
+        with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setenv("no_proxy", "127.0.0.1")
+            part = Path(folder) / "part"
+            for _ in range(num_runs):
+                try:
+                    download(f"{server.url}/a", part, patience=Patience(1.0, 2, 0.0))
+                except DsmError:
+                    continue
+                content = part.read_bytes()
+                assert content in (b"a" * 3000, b"b" * 3000, b"c" * 2000)
+                return
+    finally:
+        server.close()
+
+
+def test_one_file_that_cannot_be_had_does_not_keep_the_others(server, tmp_path):
+    server.files["/b"] = Served()
+    catalogue = catalogue_of(
+        a=a_source(server.url),
+        b=a_source(server.url, remote="b", path="b/b.jsonl"),
+    )
+    places = tool.Places(tmp_path / "out")
+    (fault,) = tool.obtain_sources(["a", "b"], catalogue, places, patience=PATIENCE)
+    assert "HTTP 404" in fault
+    assert (tmp_path / "out" / "b" / "b.jsonl").read_bytes() == CONTENT
+
+
+# --- checksums, known and not known ---------------------------------------------------------------
+
+
+def test_a_first_download_without_a_checksum_is_what_the_second_is_compared_with(
+    server, obtain, target, capsys
+):
+    server.files["/data/a.jsonl"] = Served()
+    assert obtain(sha256=None, bytes=None) == []
+    assert "SHA-256 not known before" in capsys.readouterr().out
+    target.unlink()
+    server.files["/data/a.jsonl"] = Served(content=OTHER)
+    (fault,) = obtain(sha256=None, bytes=None)
+    assert "sources.lock.json, from an earlier download, has" in fault
+    assert not target.exists()
+
+
+def test_another_address_is_not_compared_with_what_came_from_the_first(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served()
+    server.files["/data/b.jsonl"] = Served(content=OTHER)
+    obtain(sha256=None)
+    target.unlink()
+    assert obtain(sha256=None, remote="data/b.jsonl") == []
+    assert target.read_bytes() == OTHER
+
+
+def test_another_file_under_the_final_name_is_left_alone(server, obtain, target):
+    target.parent.mkdir(parents=True)
+    target.write_bytes(OTHER)
+    (fault,) = obtain()
+    assert "move it away to have it fetched" in fault
+    assert target.read_bytes() == OTHER
+    assert server.requests == []
+
+
+def test_a_record_of_downloads_that_is_damaged_is_one_line(obtain, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sources.lock.json").write_text("[1]")
+    with pytest.raises(DsmError, match="is not a record of downloads"):
+        obtain()
+
+
+def test_two_runs_at_once_do_not_write_the_same_folder(obtain, tmp_path):
+    with (
+        tool._alone(tmp_path / "out"),
+        pytest.raises(DsmError, match="another download is writing here"),
+    ):
+        obtain()
+
+
+# --- a folder of files ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["a/a.jsonl", "data/a.jsonl", "a.jsonl", "deep/down/a.jsonl", "x/data__a.jsonl"]
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_file_is_found_in_a_folder_by_path_or_name(
+    server, obtain, target, tmp_path, name, compressed
+):
+    path = tmp_path / "here" / (f"{name}.gz" if compressed else name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(gzip.compress(CONTENT, 1) if compressed else CONTENT)
+    assert obtain(folder=tmp_path / "here") == []
+    assert target.read_bytes() == CONTENT
+    assert server.requests == []
+    assert left_over(target) == []
+
+
+def test_the_checksum_tells_which_of_several_files_it_is(obtain, target, tmp_path):
+    for name, content in (("a", OTHER), ("b", CONTENT), ("c", b"x")):
+        path = tmp_path / "here" / name / "a.jsonl"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+    assert obtain(folder=tmp_path / "here") == []
+    assert target.read_bytes() == CONTENT
+    target.unlink()
+    (tmp_path / "here" / "b" / "a.jsonl").unlink()
+    (fault,) = obtain(folder=tmp_path / "here")
+    assert "none of the 2 files with the name of a/a.jsonl is the one" in fault
+
+
+def test_several_files_of_one_name_are_refused_where_no_checksum_is_known(obtain, target, tmp_path):
+    for name in ("x", "y"):
+        (tmp_path / "here" / name).mkdir(parents=True)
+        (tmp_path / "here" / name / "a.jsonl").write_bytes(CONTENT)
+    (fault,) = obtain(folder=tmp_path / "here", sha256=None)
+    assert "could each be a/a.jsonl; put the right one at" in fault
+    assert not target.exists()
+
+
+def test_a_folder_without_the_file_is_one_line(server, obtain, target, tmp_path):
+    (tmp_path / "here").mkdir()
+    (fault,) = obtain(folder=tmp_path / "here")
+    assert fault == f"a: {tmp_path}/here: has no a/a.jsonl, by path or name, with or without .gz"
+    (fault,) = obtain(folder=tmp_path / "nowhere")
+    assert "is no folder" in fault
+    assert server.requests == []
+
+
+def test_a_damaged_gzip_file_of_a_folder_is_one_line(obtain, target, tmp_path):
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "a.jsonl.gz").write_bytes(gzip.compress(CONTENT)[:-20])
+    (fault,) = obtain(folder=tmp_path / "here")
+    assert "cannot be copied" in fault
+    assert not target.exists()
+
+
+# --- archives -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def archive(server: Server, tmp_path: Path) -> dict[str, Any]:
+    """The catalogue's keys of a zip archive the server has."""
+    path = tmp_path / "made.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("inner/train.json", CONTENT)
+    server.files["/data/a.zip"] = Served(content=path.read_bytes())
+    keys = {"remote": "data/a.zip", "path": "a/a.zip", "bytes": None}
+    return keys | {"sha256": sha256(path.read_bytes())}
+
+
+def test_members_are_taken_out_of_an_archive(server, obtain, archive, tmp_path):
+    archive["members"] = {"a/train.json": "inner/train.json"}
+    assert obtain(**archive) == []
+    assert (tmp_path / "out" / "a" / "train.json").read_bytes() == CONTENT
+    assert obtain(**archive) == []
+    assert len(server.requests) == 1
+    (tmp_path / "out" / "a" / "train.json").write_bytes(OTHER)
+    (fault,) = obtain(**archive)
+    assert "move it away" in fault
+
+
+def test_a_member_that_is_not_there_names_the_nearest(obtain, archive, tmp_path):
+    archive["members"] = {"a/train.json": "inner/trian.json"}
+    (fault,) = obtain(**archive)
+    assert "has no inner/trian.json (did you mean 'inner/train.json'?)" in fault
+    assert not (tmp_path / "out" / "a" / "train.json").exists()
+
+
+def test_a_file_that_is_no_archive_is_one_line(server, obtain, tmp_path):
+    server.files["/data/a.jsonl"] = Served()
+    (fault,) = obtain(members={"a/train.json": "x"})
+    assert "x cannot be taken out" in fault
+
+
+# --- servers and proxies --------------------------------------------------------------------------
+
+
+def test_a_server_with_a_copy_of_the_folder_is_asked_by_path(server, obtain, target):
+    server.files["/mirror/a/a.jsonl"] = Served()
+    assert obtain(base_url=f"{server.url}/mirror") == []
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_mirror_of_the_hub_is_asked_in_its_place(server, tmp_path):
+    server.files["/datasets/x/resolve/1/data/a.jsonl"] = Served()
+    address = "https://huggingface.co/datasets/x/resolve/1"
+    catalogue = catalogue_of(a=a_source(address))
+    places = tool.Places(tmp_path / "out", hub=server.url)
+    assert tool.obtain_sources(["a"], catalogue, places, patience=PATIENCE) == []
+    lock = orjson.loads((tmp_path / "out" / "sources.lock.json").read_bytes())
+    assert lock["a/a.jsonl"]["url"] == f"{address}/data/a.jsonl"
+
+
+def test_the_proxy_of_the_environment_is_used_but_not_for_what_it_excepts(
+    server, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("http_proxy", server.url)
+    server.files["http://far.invalid/a"] = server.files["/a"] = Served()
+    download("http://far.invalid/a", tmp_path / "far", patience=PATIENCE)
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    download(f"{server.url}/a", tmp_path / "near", patience=PATIENCE)
+    assert [path for path, _ in server.requests] == ["http://far.invalid/a", "/a"]
+    assert (tmp_path / "far").read_bytes() == (tmp_path / "near").read_bytes() == CONTENT
+
+
+def test_https_that_leads_to_plain_http_is_refused():
+    response = type("Response", (), {"url": "http://a.example/x", "headers": {}})
+    with pytest.raises(DsmError, match="not encrypted"):
+        sys.modules["http_download"]._check_transport("https://a.example/x", response)
+
+
+# --- the catalogue --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["path", "remote"])
+@pytest.mark.parametrize(
+    "path", ["../a", "a/../../b", "/etc/passwd", "", "a//b", "a/", ".a", "a/.b", "a\\..\\b"]
+)
+def test_paths_that_leave_the_folder_are_refused(key, path):
+    with pytest.raises(DsmError, match="is not a plain path below the target folder"):
+        catalogue_of(a=a_source("https://a.example", **{key: path}))
+
+
+def test_members_that_leave_the_folder_are_refused():
+    with pytest.raises(DsmError, match="is not a plain path"):
+        catalogue_of(a=a_source("https://a.example", members={"../a": "x"}))
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"address": "file:///etc"}, "is not an address of http or https"),
+        ({"reader": None}, "names its reader"),
+        ({"licens": "MIT"}, "did you mean 'licence'"),
+        ({"files": []}, "at least 1 item"),
+    ],
+)
+def test_a_source_of_another_shape_is_refused(change, message):
+    with pytest.raises(DsmError, match=message):
+        catalogue_of(a=a_source("https://a.example") | change)
+
+
+def test_two_files_at_one_path_are_refused():
+    with pytest.raises(DsmError, match=r"two files are to be at a/a\.jsonl"):
+        catalogue_of(a=a_source("https://a.example"), b=a_source("https://b.example"))
+
+
+def test_every_training_source_names_a_reader_and_every_reader_is_one():
+    for name, source in tool.load_catalogue().sources.items():
+        assert source.reader in READERS or (source.reader is None and source.kind == "benchmark"), (
+            name
+        )
+
+
+def test_every_published_address_is_encrypted_and_all_but_one_at_a_fixed_revision():
+    moving = []
+    for name, source in tool.load_catalogue().sources.items():
+        assert source.address.startswith("https://")
+        if not re.search(r"/[0-9a-f]{40}$", source.address):
+            moving.append(name)
+            assert all(file.unverified for file in source.files)
+    assert moving == ["mathcoder"]
+
+
+def test_a_file_without_a_checksum_is_of_the_hub_or_says_what_is_inferred():
+    for source in tool.load_catalogue().sources.values():
+        for file in source.files:
+            on_hub = source.address.startswith("https://huggingface.co/")
+            assert file.sha256 or on_hub or file.unverified, file.path
+
+
+def test_the_default_paths_of_the_recipes_are_what_the_tool_writes():
+    written = {
+        f"data/sources/{path}": source
+        for source in tool.load_catalogue().sources.values()
+        for file in source.files
+        for path in (file.path, *file.members)
+    }
+    recipes = sorted((REPOSITORY / "configs" / "data").glob("*.yaml"))
+    read = 0
+    for recipe in recipes:
+        for source in load_recipe(recipe, [], PreprocessRecipe).sources:
+            if source.path.is_relative_to("data/sources"):
+                read += 1
+                assert written[str(source.path)].reader == source.reader, recipe
+                assert written[str(source.path)].kind == "training", recipe
+    assert read >= 7
+
+
+def test_what_is_never_trained_on_is_a_benchmark():
+    """By the checksums of held_out_questions' files, through the names they share."""
+    kinds: dict[str, set[str]] = {}
+    for source in tool.load_catalogue().sources.values():
+        for file in source.files:
+            kinds.setdefault(file.path, set()).add(source.kind)
+    for folder, files in held_out_questions.BENCHMARKS.items():
+        for file in files:
+            name = file.removesuffix(".gz")
+            path = f"{folder}/{name}"
+            if folder == "deepseek_math_eval":
+                path = f"{folder}/{name.removeprefix('evaluation__datasets__').replace('__', '/')}"
+            elif folder == "other_benchmarks":
+                path = f"{name.split('__')[2].replace('-', '_')}/test.jsonl"
+            elif folder == "math_test_tora":
+                path = "math/test.jsonl"
+            assert kinds[path] == {"benchmark"}, path
+
+
+def test_the_published_files_are_those_of_the_catalogue(shared_folder, tmp_path):
+    """The checksums are compared with copies, and what is to be trained on holds no benchmark."""
+    catalogue = tool.load_catalogue()
+    places = tool.Places(tmp_path, folder=shared_folder / "data")
+    lock = tool.Lock(tmp_path)
+    num_files = 0
+    for source in catalogue.sources.values():
+        for file in source.files:
+            if file.sha256 is None or file.members:
+                continue
+            num_files += 1
+            tool.obtain_file(source, file, places, lock)
+            if source.kind == "training" and source.reader:
+                refuse_benchmark(make_reader(source.reader), tmp_path / file.path, file.path)
+    assert num_files >= 30
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_tool(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs main with a catalogue of one file; returns exit code, output and errors."""
+    sources = {"a": a_source(server.url), "b_test": a_source(server.url, path="b/b.jsonl")}
+    sources["b_test"] |= {"kind": "benchmark", "note": "for research alone", "restricted": True}
+    path = tmp_path / "sources.yaml"
+    path.write_bytes(orjson.dumps({"sources": sources}))  # JSON is YAML
+    catalogue = tool.load_catalogue(path)
+    monkeypatch.setattr(tool, "load_catalogue", lambda: catalogue)
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        code = tool.main([*words, "--output", str(tmp_path / "out")])
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_the_list_says_use_licence_and_size_and_fetches_nothing(server, run_tool):
+    code, out, _ = run_tool("--list")
+    assert code == 0
+    assert out.splitlines() == [
+        "a: training, MIT, 1 file, 1,048,576 bytes, reader jsonl",
+        "b_test: benchmark, MIT (for research alone), 1 file, 1,048,576 bytes, reader jsonl",
+    ]
+    assert server.requests == []
+    assert run_tool("--list", "--benchmarks")[1].startswith("b_test:")
+
+
+def test_what_may_not_be_used_freely_is_fetched_only_where_that_is_accepted(
+    server, run_tool, tmp_path
+):
+    server.files["/data/a.jsonl"] = Served()
+    code, _, errors = run_tool("--benchmarks")
+    assert code == 2
+    assert errors == (
+        "download_sources: error: b_test: for research alone; add --accept-restricted to have it"
+        " fetched\n"
+    )
+    assert server.requests == []
+    assert run_tool("b_test", "--accept-restricted")[0] == 0
+    assert (tmp_path / "out" / "b" / "b.jsonl").read_bytes() == CONTENT
+
+
+def test_an_unknown_name_is_one_line_that_names_the_nearest(run_tool):
+    assert run_tool("b_tset") == (
+        2,
+        "",
+        "download_sources: error: unknown source 'b_tset' (did you mean 'b_test'?)\n",
+    )
+
+
+def test_names_and_a_kind_are_not_both_asked_for(run_tool):
+    code, _, errors = run_tool("a", "--benchmarks")
+    assert (code, "not both" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("url", ["ftp://a.example", "/srv/data", "a.example"])
+def test_a_server_that_is_no_address_is_one_line(run_tool, monkeypatch, url):
+    assert "is not an address" in run_tool("a", "--base-url", url)[2]
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    assert "HF_ENDPOINT" in run_tool("a")[2]
+
+
+def test_the_script_lists_every_source_of_the_catalogue():
+    command = [sys.executable, str(REPOSITORY / "tools" / "download_sources.py"), "--list"]
+    listed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    names = [line.partition(":")[0] for line in listed.splitlines()]
+    assert names == list(tool.load_catalogue().sources)
