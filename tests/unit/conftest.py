@@ -1,5 +1,6 @@
 """What the tests of the readers share: small files in, examples out."""
 
+import string
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -65,3 +66,17 @@ def read_published(shared_folder: Path) -> Callable[..., tuple[list[Example], Co
         return kept, dropped
 
     return read
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SentencePiece model that knows the printable ASCII characters."""
+    from dsm_engine.data.templates import load_template
+    from dsm_engine.data.tokenizers import train_sentencepiece
+
+    template = load_template("deepseekmath")
+    texts = [template.prompt("What is 1 + 2?", "en", f) for f in ("cot", "pot", "tir")]
+    texts.append(string.printable)
+    path = tmp_path_factory.mktemp("small_model") / "tokenizer.model"
+    train_sentencepiece(texts, path=path, vocab_size=250, symbols=["\n", "```"])
+    return path
