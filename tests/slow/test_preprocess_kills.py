@@ -11,12 +11,12 @@ from dsm_engine.data.tokenizers import train_sentencepiece
 from tests.preprocessing import command, files_of, recipe_of, run, write_rows
 
 pytestmark = pytest.mark.slow
-_NUM_KILLS = 40
+_NUM_KILLS = 25
 
 
 def test_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: Path):
     model = tmp_path / "tokenizer.model"
-    paths = [write_rows(tmp_path / f"{name}.jsonl", 20_000) for name in "ab"]
+    paths = [write_rows(tmp_path / f"{name}.jsonl", 6_000) for name in "ab"]
     texts = paths[0].read_text(encoding="utf-8").splitlines()[:200]
     train_sentencepiece(texts, path=model, vocab_size=80, symbols=["\n"])
     recipe = recipe_of(tmp_path / "out" / "train", model, *paths)
