@@ -17,7 +17,8 @@ class SourceRecipe(Section):
     reader: str
     """`examples`, `jsonl`, or the name of a published source, such as `gsm8k`."""
     path: Path
-    """JSONL, a JSON list or Parquet; text may be compressed with gzip or Zstandard."""
+    """JSONL, a JSON list or Parquet; text may be compressed with gzip or Zstandard. Where there is
+    no such file, the one of the name with `.gz` or `.zst` behind it is taken."""
     name: str = ""
     """What the examples' source is called; the reader's name where it is empty."""
     limit: PositiveInt | None = None
@@ -74,6 +75,8 @@ class PreprocessRecipe(Section):
     """Of a tokenizer.json that does not say which it is."""
     template: str = "deepseekmath"
     """A template of the package by name, or the path of a YAML file."""
+    sources_folder: Path = Path()
+    """Where the relative paths of sources and benchmarks begin."""
     sources: list[SourceRecipe] = Field(min_length=1)
     max_tokens: int = Field(default=4096, ge=2)
     """The longest document, BOS and EOS counted."""

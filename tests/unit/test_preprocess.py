@@ -63,6 +63,7 @@ def tokenizer(model: Path) -> Tokenizer:
 
 
 def write_examples(path: Path, *records) -> Path:
+    path.parent.mkdir(exist_ok=True)
     path.write_bytes(b"".join(orjson.dumps(record) + b"\n" for record in records))
     return path
 
@@ -179,6 +180,20 @@ def test_gzip_changes_nothing(tmp_path: Path, model: Path):
     plain.write_bytes(gzip.compress(plain.read_bytes()))
     preprocess(make_recipe(tmp_path, model, plain))
     assert output.with_name("train.bin").read_bytes() == expected
+
+
+def test_a_sources_path_begins_in_the_folder_of_sources_and_may_be_compressed(
+    tmp_path: Path, model: Path
+):
+    path = write_examples(tmp_path / "given" / "a.jsonl", TIR, COT)
+    compressed = path.with_name("a.jsonl.gz")
+    compressed.write_bytes(gzip.compress(path.read_bytes()))
+    path.unlink()
+    recipe = make_recipe(tmp_path, model, Path("a.jsonl"), sources_folder=tmp_path / "given")
+    report = preprocess(recipe)
+    assert report.num_documents == 2
+    manifest = TokenizedDataset(report.output).manifest
+    assert [item["path"] for item in manifest["inputs"]] == [str(compressed)]
 
 
 def test_a_limit_reads_no_further(tmp_path: Path, model: Path):

@@ -1,5 +1,6 @@
 """What a preprocessing run is of: everything its output depends on, checked before it begins."""
 
+import os
 import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,9 +40,12 @@ def open_recipe(recipe: PreprocessRecipe) -> OpenRecipe:
     for source_idx, source in enumerate(recipe.sources):
         where = f"sources.{source_idx}"
         reader = _reader(source, where)
-        num_bytes = _checked_size(source.path, where)
-        refuse_benchmark(reader, source.path, where)
-        sources.append(_source_file(source, reader, num_bytes))
+        path = find_file(recipe.sources_folder / source.path)
+        num_bytes = _checked_size(path, where)
+        refuse_benchmark(reader, path, where)
+        sources.append(
+            SourceFile(path=path, reader=reader, num_bytes=num_bytes, limit=source.limit)
+        )
     return OpenRecipe(recipe=recipe, sources=sources, template=template, tokenizer=tokenizer)
 
 
@@ -89,7 +93,12 @@ def sources_of_plan(plan: dict[str, Any]) -> tuple[PreprocessRecipe, list[Source
     """The recipe of a plan and its sources, whose files need not be here."""
     recipe = PreprocessRecipe.model_validate(plan["recipe"])
     sources = [
-        _source_file(source, _reader(source, f"sources.{idx}"), plan["inputs"][idx]["size"])
+        SourceFile(
+            path=Path(plan["inputs"][idx]["path"]),
+            reader=_reader(source, f"sources.{idx}"),
+            num_bytes=plan["inputs"][idx]["size"],
+            limit=source.limit,
+        )
         for idx, source in enumerate(recipe.sources)
     ]
     return recipe, sources
@@ -106,8 +115,14 @@ def _reader(source: SourceRecipe, where: str) -> Reader:
     return make_reader(source.reader, source=source.name, options=source.options, where=where)
 
 
-def _source_file(source: SourceRecipe, reader: Reader, num_bytes: int) -> SourceFile:
-    return SourceFile(path=source.path, reader=reader, num_bytes=num_bytes, limit=source.limit)
+def find_file(path: Path) -> Path:
+    """The path, or the compressed file beside it where there is no file of that very name."""
+    if path.name and not os.path.lexists(path):
+        for suffix in (".gz", ".zst"):
+            compressed = path.with_name(path.name + suffix)
+            if os.path.lexists(compressed):
+                return compressed
+    return path
 
 
 def _checked_size(path: Path, where: str) -> int:
