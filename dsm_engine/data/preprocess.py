@@ -42,7 +42,7 @@ class PreprocessReport:
     max_document_tokens: int
     ledger: Ledger
     encoder: str
-    """`native` or `library`, the latter with its reason where it has one."""
+    """`native`, `fastokens` or `library`, the last with its reason where it has one."""
     quarantine: Path | None
     """Where the rows that were not kept lie, under that policy."""
     num_quarantined: int
@@ -70,7 +70,9 @@ def preprocess(recipe: PreprocessRecipe, *, progress: Progress | None = None) ->
     Raises DsmError with `file:line:byte` where the recipe's policies make a bad row an error.
     """
     template = load_template(recipe.template)
-    tokenizer = load_tokenizer(recipe.tokenizer, bos=recipe.bos_token, eos=recipe.eos_token)
+    tokenizer = load_tokenizer(
+        recipe.tokenizer, bos=recipe.bos_token, eos=recipe.eos_token, bulk=True
+    )
     sources = _open_sources(recipe)
     quarantine = _quarantine_path(recipe)
     prepare_targets(quarantine)

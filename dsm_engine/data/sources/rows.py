@@ -11,7 +11,7 @@ import xxhash
 
 from dsm_engine.data.example import ExampleFault
 from dsm_engine.data.sources.compression import BUFFER_BYTES, open_contents
-from dsm_engine.recipes import nearest
+from dsm_engine.nearest import nearest
 
 MAX_LINE_BYTES = 64 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
