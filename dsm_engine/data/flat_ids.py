@@ -1,6 +1,6 @@
 """Ids of many texts in one row, and what every encoder shares: its sample, its refusals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -42,17 +42,12 @@ def sample_texts(pieces: Sequence[str]) -> list[str]:
 
 
 def check_equal(
-    name: str,
-    samples: Sequence[str],
-    *,
-    fast: Callable[[Sequence[str]], FlatIds],
-    library: Callable[[Sequence[str]], list[list[int]]],
+    name: str, samples: Sequence[str], *, found: FlatIds, expected: list[list[int]]
 ) -> None:
-    """Raises DsmError where the `name` encoder's ids of a sample are not those of the library."""
-    found, expected = lists_of_ids(*fast(samples)), library(samples)
-    if found != expected:
-        text = next(t for t, a, b in zip(samples, found, expected, strict=True) if a != b)
-        raise DsmError(f"{name} ids of {text[:40]!r} are not the library's")
+    """Raises DsmError where the ids of a sample by the encoder `name` are not the library's."""
+    for text, ids, library_ids in zip(samples, lists_of_ids(*found), expected, strict=True):
+        if ids != library_ids:
+            raise DsmError(f"{name} ids of {text[:40]!r} are not the library's")
 
 
 def lists_of_ids(ids: NDArray[np.int32], offsets: NDArray[np.int64]) -> list[list[int]]:

@@ -1,7 +1,6 @@
 """Hugging Face tokenizer.json files."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +73,15 @@ class HuggingFaceTokenizer:
         self.eos_id = eos_id
         self._control_names = {id: content for content, id in names.items()}
         self.unk_id = _unknown_id(description["model"], self._beginning)
+        self.control_strings = list(controls)
+        """What stays text in text, the name of the unknown token included."""
         # The unknown token is what characters without a piece become: no control.
         controls = {content: id for content, id in controls.items() if id != self.unk_id}
         self._controls = controls
         self._check_disarmed()
         self._check_nothing_vanishes()
         self._bulk = bulk
+        self._published: tokenizers.Tokenizer | None = None
         self._early, self._unmarked = early, unmarked
         self._fast: dict[bool, FastEncoder | None] = {}
         self._reasons: dict[bool, str] = {}
@@ -114,6 +116,34 @@ class HuggingFaceTokenizer:
             refuse_surrogates(self.path, texts)
             raise
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens there are; fewer than `vocab_size` where ids are left out."""
+        return self._beginning.get_vocab_size(with_added_tokens=True)
+
+    def template(self) -> tuple[list[int], list[int]]:
+        """The control ids that the file's post-processor puts before and after a text."""
+        encoding = self._beginning.encode("a", add_special_tokens=True)
+        text = [idx for idx, added in enumerate(encoding.special_tokens_mask) if not added]
+        return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
+
+    def configured_template(self) -> tuple[list[int], list[int]] | None:
+        """The same as tokenizer_config.json has it; transformers up to version 4 hears it."""
+        if not {"add_bos_token", "add_eos_token"} & self._config.keys():
+            return None
+        bos = self.bos_id if self._config.get("add_bos_token") else None
+        eos = self.eos_id if self._config.get("add_eos_token") else None
+        return [] if bos is None else [bos], [] if eos is None else [eos]
+
+    def encode_with_controls(self, texts: Sequence[str]) -> list[list[int]]:
+        """As the file stands: control strings in text become control ids."""
+        if self._published is None:
+            self._published = tokenizers.Tokenizer.from_file(str(self.path))
+            self._published.no_truncation()
+            self._published.no_padding()
+        encodings = self._published.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
         tokenizer = self._continuation if continuation else self._beginning
         return tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -142,8 +172,7 @@ class HuggingFaceTokenizer:
         continuation = continuation and self._continuation is not self._beginning
         if continuation not in self._fast:
             try:
-                fast = self._load_fast(continuation=continuation)
-                self._check_fast(fast, continuation=continuation)
+                fast = self._load_checked(continuation=continuation)
             except DsmError as reason:
                 fast, self._reasons[continuation] = None, str(reason)
             self._fast[continuation] = fast
@@ -158,16 +187,16 @@ class HuggingFaceTokenizer:
         library = self._continuation if continuation else self._beginning
         return FastEncoder(lambda fastokens: fastokens.from_json_str(library.to_str()))
 
-    def _check_fast(self, fast: FastEncoder, *, continuation: bool) -> None:
+    def _load_checked(self, *, continuation: bool) -> FastEncoder:
         step = max(1, self.vocab_size // NUM_PIECES)
         tokens = [[token] for token in range(0, self.vocab_size, step)]
         pieces = [piece for piece in self._beginning.decode_batch(tokens) if piece]
-        check_equal(
-            "fastokens",
-            [*sample_texts(pieces), *(f"a{content}b" for content in self._controls)],
-            fast=fast.encode_flat,
-            library=partial(self._encode_by_library, continuation=continuation),
-        )
+        samples = [*sample_texts(pieces), *(f"a{content}b" for content in self._controls)]
+        # The library's ids first: an early load goes on meanwhile.
+        expected = self._encode_by_library(samples, continuation=continuation)
+        fast = self._load_fast(continuation=continuation)
+        check_equal("fastokens", samples, found=fast.encode_flat(samples), expected=expected)
+        return fast
 
     def _check_disarmed(self) -> None:
         texts = [text for content in self._controls for text in _texts_with(content)]

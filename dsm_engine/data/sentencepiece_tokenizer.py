@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +128,8 @@ class SentencePieceTokenizer:
             check_equal(
                 "native",
                 samples,
-                fast=partial(self._native.encode_batch, continuation=continuation, threads=1),
-                library=partial(self._encode_by_library, continuation=continuation),
+                found=self._native.encode_batch(samples, continuation=continuation, threads=1),
+                expected=self._encode_by_library(samples, continuation=continuation),
             )
 
     def _changes_beginnings(self) -> bool:
