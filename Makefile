@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(shell grep '^torch==' constraints.txt)
 	$(PIP) install --quiet --constraint constraints.txt scikit-build-core pybind11 cmake ninja
-	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[data,eval,test,dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[data,fast,eval,test,dev]'
 	@$(BIN)/python -c 'from importlib.util import find_spec as f; print("dsm_engine: CUDA operators are built" if f("dsm_engine._cuda") else "dsm_engine: no nvcc found, CUDA operators are left out")'
 	touch $@
 

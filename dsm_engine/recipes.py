@@ -4,7 +4,6 @@ A recipe is a tree of `Section`s. Unknown keys are errors that name the nearest 
 the top of a file names another recipe (relative to it) whose values are the defaults.
 """
 
-import difflib
 import re
 from collections.abc import Hashable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from dsm_engine.errors import DsmError
+from dsm_engine.nearest import nearest
 
 
 class Section(BaseModel):
@@ -69,14 +69,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def dump_yaml(section: Section) -> str:
     """The section with every default written out, as YAML that `load_recipe` reads back."""
     return yaml.safe_dump(section.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-
-
-def nearest(word: str, known: Sequence[str]) -> str:
-    """`(did you mean 'x'?)` where one known word is close, else the list of known words."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if close:
-        return f"(did you mean {close[0]!r}?)"
-    return f"(known: {', '.join(sorted(known))})"
 
 
 class _RecipeLoader(yaml.SafeLoader):

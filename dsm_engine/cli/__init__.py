@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from dsm_engine import __version__
 from dsm_engine.errors import DsmError
-from dsm_engine.recipes import nearest
+from dsm_engine.nearest import nearest
 
 # Each is a module of this package with `configure(parser)` and `run(arguments)`; only the one
 # asked for is imported.

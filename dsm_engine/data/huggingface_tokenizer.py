@@ -7,9 +7,19 @@ from typing import Any
 import orjson
 import tokenizers
 
+from dsm_engine.data.flat_ids import (
+    NUM_PIECES,
+    FlatIds,
+    check_equal,
+    flat_ids,
+    lists_of_ids,
+    refuse_surrogates,
+    sample_texts,
+)
+from dsm_engine.data.huggingface_fast import EarlyLoad, FastEncoder
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3, read_json, write_json
-from dsm_engine.recipes import nearest
+from dsm_engine.nearest import nearest
 
 _CONFIG = "tokenizer_config.json"
 _BOS_NAMES = ("<｜begin▁of▁sentence｜>", "<|begin_of_text|>", "<s>", "<bos>", "[BOS]")
@@ -34,22 +44,25 @@ class HuggingFaceTokenizer:
     """
 
     kind = "huggingface"
-    encoder = "library"
-    encoder_reason: str | None = None
 
-    def __init__(self, path: Path, *, bos: str | None = None, eos: str | None = None) -> None:
+    def __init__(
+        self, path: Path, *, bos: str | None = None, eos: str | None = None, bulk: bool = False
+    ) -> None:
         self.path = path
+        early = EarlyLoad(path) if bulk and path.is_file() else None
         self.fingerprint = file_xxh3(path)
         config_path = path.with_name(_CONFIG)
         has_config = config_path.is_file()
         description = read_json(path)
         if not _is_tokenizer(description):
             raise DsmError(f"{path}: is not a Hugging Face tokenizer.json")
-        controls = _disarm(description)
+        if description["model"].get("dropout"):
+            early = None  # what was loaded samples
+        controls, unmarked = _disarm(description)
         self._beginning = _load(description, path)
+        self.vocab_size = _vocab_size(description)
         changed = _without_beginning_marks(description)
         self._continuation = _load(description, path) if changed else self._beginning
-        self.vocab_size = max(self._beginning.get_vocab().values()) + 1
         config = read_json(config_path) if has_config else {}
         self._config = config if isinstance(config, dict) else {}
         names = {token["content"]: token["id"] for token in description["added_tokens"]}
@@ -60,17 +73,75 @@ class HuggingFaceTokenizer:
         self.eos_id = eos_id
         self._control_names = {id: content for content, id in names.items()}
         self.unk_id = _unknown_id(description["model"], self._beginning)
+        self.control_strings = list(controls)
+        """What stays text in text, the name of the unknown token included."""
         # The unknown token is what characters without a piece become: no control.
-        controls.pop(description["model"].get("unk_token"), None)
-        self._check_disarmed(controls)
+        controls = {content: id for content, id in controls.items() if id != self.unk_id}
+        self._controls = controls
+        self._check_disarmed()
         self._check_nothing_vanishes()
+        self._bulk = bulk
+        self._published: tokenizers.Tokenizer | None = None
+        self._early, self._unmarked = early, unmarked
+        self._fast: dict[bool, FastEncoder | None] = {}
+        self._reasons: dict[bool, str] = {}
+
+    @property
+    def encoder(self) -> str:
+        return "library" if self._fast_encoder(continuation=False) is None else "fastokens"
+
+    @property
+    def encoder_reason(self) -> str | None:
+        self._fast_encoder(continuation=False)
+        return self._reasons.get(False)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
-        return self.encode_batch([text], continuation=continuation)[0]
+        return self._encode_by_library([text], continuation=continuation)[0]
 
     def encode_batch(self, texts: Sequence[str], *, continuation: bool = False) -> list[list[int]]:
-        tokenizer = self._continuation if continuation else self._beginning
-        encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        if self._bulk:
+            return lists_of_ids(*self.encode_flat(texts, continuation=continuation))
+        return self._encode_by_library(texts, continuation=continuation)
+
+    def encode_flat(
+        self, texts: Sequence[str], *, continuation: bool = False, threads: int = 1
+    ) -> FlatIds:
+        """See `Tokenizer.encode_flat`. The first call waits until fastokens has loaded the file."""
+        fast = self._fast_encoder(continuation=continuation)
+        if fast is None:
+            return flat_ids(self._encode_by_library(texts, continuation=continuation))
+        try:
+            return fast.encode_flat(texts, threads=threads)
+        except UnicodeEncodeError:
+            refuse_surrogates(self.path, texts)
+            raise
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens there are; fewer than `vocab_size` where ids are left out."""
+        return self._beginning.get_vocab_size(with_added_tokens=True)
+
+    def template(self) -> tuple[list[int], list[int]]:
+        """The control ids that the file's post-processor puts before and after a text."""
+        encoding = self._beginning.encode("a", add_special_tokens=True)
+        text = [idx for idx, added in enumerate(encoding.special_tokens_mask) if not added]
+        return encoding.ids[: text[0]], encoding.ids[text[-1] + 1 :]
+
+    def configured_template(self) -> tuple[list[int], list[int]] | None:
+        """The same as tokenizer_config.json has it; transformers up to version 4 hears it."""
+        if not {"add_bos_token", "add_eos_token"} & self._config.keys():
+            return None
+        bos = self.bos_id if self._config.get("add_bos_token") else None
+        eos = self.eos_id if self._config.get("add_eos_token") else None
+        return [] if bos is None else [bos], [] if eos is None else [eos]
+
+    def encode_with_controls(self, texts: Sequence[str]) -> list[list[int]]:
+        """As the file stands: control strings in text become control ids."""
+        if self._published is None:
+            self._published = tokenizers.Tokenizer.from_file(str(self.path))
+            self._published.no_truncation()
+            self._published.no_padding()
+        encodings = self._published.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode_flat(self, texts, *, continuation: bool = False, threads: int = 1):
@@ -93,14 +164,56 @@ class HuggingFaceTokenizer:
             file.write(self.path.read_bytes())
         write_json(folder / _CONFIG, config)
 
-    def _check_disarmed(self, controls: dict[str, int]) -> None:
-        forbidden = set(controls.values())
-        for content in controls:
-            for text in (content, f"a{content}b", f" {content} ", f"\n{content}\n"):
-                if not forbidden.isdisjoint(self.encode(text)):
-                    raise DsmError(
-                        f"{self.path}: turns {content!r} in plain text into a control id"
-                    )
+    def _encode_by_library(
+        self, texts: Sequence[str], *, continuation: bool = False
+    ) -> list[list[int]]:
+        tokenizer = self._continuation if continuation else self._beginning
+        try:
+            encodings = tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        except TypeError:
+            refuse_surrogates(self.path, texts)
+            raise
+        return [encoding.ids for encoding in encodings]
+
+    def _fast_encoder(self, *, continuation: bool) -> FastEncoder | None:
+        """fastokens, where it gives the library's ids for a sample; loaded when first asked for."""
+        continuation = continuation and self._continuation is not self._beginning
+        if continuation not in self._fast:
+            try:
+                fast = self._load_checked(continuation=continuation)
+            except DsmError as reason:
+                fast, self._reasons[continuation] = None, str(reason)
+            self._fast[continuation] = fast
+        return self._fast[continuation]
+
+    def _load_fast(self, *, continuation: bool) -> FastEncoder:
+        if self._early is not None and not continuation:
+            early, self._early = self._early.result(), None
+            if early is not None:
+                early.mark_special(self._unmarked)
+                return early
+        library = self._continuation if continuation else self._beginning
+        return FastEncoder(lambda fastokens: fastokens.from_json_str(library.to_str()))
+
+    def _load_checked(self, *, continuation: bool) -> FastEncoder:
+        step = max(1, self.vocab_size // NUM_PIECES)
+        tokens = [[token] for token in range(0, self.vocab_size, step)]
+        pieces = [piece for piece in self._beginning.decode_batch(tokens) if piece]
+        samples = [*sample_texts(pieces), *(f"a{content}b" for content in self._controls)]
+        # The library's ids first: an early load goes on meanwhile.
+        expected = self._encode_by_library(samples, continuation=continuation)
+        fast = self._load_fast(continuation=continuation)
+        check_equal("fastokens", samples, found=fast.encode_flat(samples), expected=expected)
+        return fast
+
+    def _check_disarmed(self) -> None:
+        texts = [text for content in self._controls for text in _texts_with(content)]
+        forbidden = set(self._controls.values())
+        for text, ids in zip(texts, self._encode_by_library(texts), strict=True):
+            if not forbidden.isdisjoint(ids):
+                raise DsmError(
+                    f"{self.path}: turns {text.strip()!r}, plain text, into a control id"
+                )
 
     def _check_nothing_vanishes(self) -> None:
         """A model without an unknown token, byte fallback or ByteLevel drops what it lacks."""
@@ -121,18 +234,35 @@ def _is_tokenizer(description: Any) -> bool:
     )
 
 
-def _disarm(description: dict[str, Any]) -> dict[str, int]:
-    """Marks every control token special and drops what cuts, pads or samples; names to ids."""
+def _disarm(description: dict[str, Any]) -> tuple[dict[str, int], list[dict[str, Any]]]:
+    """Marks every control token special and drops what cuts, pads or samples.
+
+    Gives the control tokens, names to ids, and those added tokens that were not marked before.
+    """
     description["truncation"] = description["padding"] = None
     if description["model"].get("dropout"):
         description["model"]["dropout"] = None
-    controls = {}
+    controls, unmarked = {}, []
     for token in description.setdefault("added_tokens", []):
         content = token["content"]
         if token.get("special") or (content[:1] + content[-1:]) in ("<>", "[]"):
+            if not token.get("special"):
+                unmarked.append(token)
             token["special"] = True
             controls[content] = token["id"]
-    return controls
+    return controls, unmarked
+
+
+def _texts_with(content: str) -> list[str]:
+    """Texts in which a control token's name stands as text."""
+    return [content, f"a{content}b", f" {content} ", f"\n{content}\n"]
+
+
+def _vocab_size(description: dict[str, Any]) -> int:
+    """The largest id plus one, of a file the library has loaded."""
+    vocab = description["model"]["vocab"]  # Unigram's is a list of pieces and scores
+    largest = max(vocab.values(), default=-1) if isinstance(vocab, dict) else len(vocab) - 1
+    return 1 + max([largest, *(token["id"] for token in description["added_tokens"])])
 
 
 def _load(description: dict[str, Any], path: Path) -> tokenizers.Tokenizer:

@@ -128,15 +128,28 @@ def optimal_dtype(vocab_size: int) -> np.dtype[Any]:
     return np.dtype(np.uint16) if vocab_size < 65500 else np.dtype(np.int32)
 
 
-def write_index(file: BinaryWriter, lengths: Sequence[int], dtype: np.dtype[Any]) -> None:
-    """Writes the .idx of documents that stand end to end in the .bin, one sequence each."""
+def write_index(
+    file: BinaryWriter,
+    lengths: Sequence[int] | NDArray[Any],
+    dtype: np.dtype[Any],
+    *,
+    document_ends: NDArray[np.int64] | None = None,
+) -> None:
+    """Writes the .idx of sequences that stand end to end in the .bin, [num_sequences] lengths.
+
+    `document_ends`, [num_documents], says how many sequences there are up to the end of each
+    document; without it every sequence is a document.
+    """
     sizes = np.asarray(lengths, dtype=np.int32)
+    if document_ends is None:
+        document_ends = np.arange(1, len(sizes) + 1, dtype=np.int64)
     pointers = np.zeros(len(sizes), dtype=np.int64)
     np.cumsum(sizes[:-1], dtype=np.int64, out=pointers[1:])
     pointers *= dtype.itemsize
     file.write(_INDEX_MAGIC)
     file.write(struct.pack("<QB", _INDEX_VERSION, _DTYPE_CODES[dtype]))
-    file.write(struct.pack("<QQ", len(sizes), len(sizes) + 1))
+    file.write(struct.pack("<QQ", len(sizes), len(document_ends) + 1))
     file.write(sizes.data)
     file.write(pointers.data)
-    file.write(np.arange(len(sizes) + 1, dtype=np.int64).data)
+    file.write(np.zeros(1, dtype=np.int64).data)
+    file.write(document_ends.data)

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from dsm_engine import _core
 from dsm_engine.errors import DsmError
-from dsm_engine.recipes import nearest
+from dsm_engine.nearest import nearest
 
 PackStrategy = Literal["random", "best_fit", "concat_split", "first_fit_shuffle", "balanced"]
 OverlongPolicy = Literal["error", "drop", "truncate"]

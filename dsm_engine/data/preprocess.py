@@ -56,7 +56,7 @@ class PreprocessReport:
     contamination: list[dict[str, Any]]
     """By benchmark and source, as in the manifest."""
     encoder: str
-    """`native`, the name of a fast library, or `library`, with the reason where it has one."""
+    """`native`, `fastokens` or `library`, the last with its reason where it has one."""
     quarantine: Path | None
     """Where the rows that were not kept lie, under that policy."""
     num_quarantined: int

@@ -5,11 +5,17 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
-from numpy.typing import NDArray
 
-from dsm_engine.data.sentencepiece_native import check_equal, compile_model, lists_of_ids
+from dsm_engine.data.flat_ids import (
+    FlatIds,
+    check_equal,
+    flat_ids,
+    lists_of_ids,
+    refuse_surrogates,
+    sample_texts,
+)
+from dsm_engine.data.sentencepiece_native import compile_model
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3
 
@@ -70,20 +76,14 @@ class SentencePieceTokenizer:
 
     def encode_flat(
         self, texts: Sequence[str], *, continuation: bool = False, threads: int = 1
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """The ids of all texts in a row, and where those of each begin, with the end of the last.
-
-        For many texts: the native encoder runs on `threads` threads, without the GIL and without a
-        Python object an id. The ids do not depend on the threads.
-        """
+    ) -> FlatIds:
+        """See `Tokenizer.encode_flat`; the library takes no heed of `threads`."""
         if self._native is None:
-            encoded = self._encode_by_library(texts, continuation=continuation)
-            ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-            return np.fromiter((token for ids in encoded for token in ids), np.int32), ends
+            return flat_ids(self._encode_by_library(texts, continuation=continuation))
         try:
             return self._native.encode_batch(texts, continuation=continuation, threads=threads)
         except UnicodeEncodeError:
-            self._refuse_surrogates(texts)
+            refuse_surrogates(self.path, texts)
             raise
 
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
@@ -102,7 +102,7 @@ class SentencePieceTokenizer:
         try:
             return self._encode_continuations(texts) if continuation else self._encode(texts)
         except (RuntimeError, TypeError):
-            self._refuse_surrogates(texts)
+            refuse_surrogates(self.path, texts)
             raise
 
     def _encode_continuations(self, texts: Sequence[str]) -> list[list[int]]:
@@ -116,16 +116,6 @@ class SentencePieceTokenizer:
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         return self._model.Encode(list(texts)) if texts else []
 
-    def _refuse_surrogates(self, texts: Sequence[str]) -> None:
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                place = text[max(0, error.start - 20) : error.end]
-                raise DsmError(
-                    f"{self.path}: cannot encode {place!r}: it holds a lone surrogate"
-                ) from error
-
     def _check_native(self) -> None:
         assert self._native is not None
         pieces = [
@@ -133,12 +123,14 @@ class SentencePieceTokenizer:
             for token in range(self.vocab_size)
             if token not in self._control_ids
         ]
-        check_equal(
-            self._native,
-            pieces,
-            beginning=self._encode_by_library,
-            continuation=lambda texts: self._encode_by_library(texts, continuation=True),
-        )
+        samples = sample_texts(pieces)
+        for continuation in (False, True):
+            check_equal(
+                "native",
+                samples,
+                found=self._native.encode_batch(samples, continuation=continuation, threads=1),
+                expected=self._encode_by_library(samples, continuation=continuation),
+            )
 
     def _changes_beginnings(self) -> bool:
         """Whether a text's first characters are encoded otherwise than in the middle of one."""

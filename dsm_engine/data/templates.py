@@ -14,7 +14,8 @@ from pydantic import Field
 
 from dsm_engine.data.example import Block, Example, ExampleFault
 from dsm_engine.errors import DsmError
-from dsm_engine.recipes import Section, nearest, read_yaml, validate_recipe
+from dsm_engine.nearest import nearest
+from dsm_engine.recipes import Section, read_yaml, validate_recipe
 
 _FOLDER = Path(__file__).parent / "templates"
 _FENCE_LINE = re.compile(r"^```", re.MULTILINE)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from dsm_engine.data.flat_ids import FlatIds
 from dsm_engine.errors import DsmError
 
 
@@ -48,12 +49,16 @@ class Tokenizer(Protocol):
 
     @property
     def encoder(self) -> str:
-        """What turns text into ids, the same either way: `native`, our core, or `library`."""
+        """What turns texts into ids in `encode_flat`, the same in all cases.
+
+        `native` is our core, for SentencePiece; `fastokens` a faster library, for tokenizer.json;
+        `library` the one that defines the ids.
+        """
         ...
 
     @property
     def encoder_reason(self) -> str | None:
-        """Why a kind of model that has a native encoder goes through the library."""
+        """Why it is `library`, where it is."""
         ...
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
@@ -63,6 +68,17 @@ class Tokenizer(Protocol):
     def encode_batch(
         self, texts: Sequence[str], *, continuation: bool = False
     ) -> list[list[int]]: ...
+
+    def encode_flat(
+        self, texts: Sequence[str], *, continuation: bool = False, threads: int = 1
+    ) -> FlatIds:
+        """The ids of all texts in a row, [total], and where those of each begin, [n + 1].
+
+        For many texts: `native` and `fastokens` run on `threads` threads, without the GIL and
+        without a Python object an id. The ids do not depend on the threads. Both may be forked,
+        while no other thread encodes. Raises DsmError where a text holds half a character.
+        """
+        ...
 
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
         """The text of `ids`, control ids left out; a continuation keeps its leading space."""
@@ -74,17 +90,21 @@ class Tokenizer(Protocol):
         ...
 
 
-def load_tokenizer(path: Path, *, bos: str | None = None, eos: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    path: Path, *, bos: str | None = None, eos: str | None = None, bulk: bool = False
+) -> Tokenizer:
     """The tokenizer in a tokenizer.model or tokenizer.json file, or in a folder that holds one.
 
     `bos` and `eos` name the control tokens of a tokenizer.json; without them
-    tokenizer_config.json beside it does, then well-known names. Raises DsmError.
+    tokenizer_config.json beside it does, then well-known names. `bulk` says that many texts will
+    be encoded: the fast encoder of a tokenizer.json is then loaded at once, beside the library, and
+    `encode_batch` goes through it too. Raises DsmError.
     """
     file = _model_file(path)
     if file.suffix == ".json":
         from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
 
-        return HuggingFaceTokenizer(file, bos=bos, eos=eos)
+        return HuggingFaceTokenizer(file, bos=bos, eos=eos, bulk=bulk)
     if bos or eos:
         raise DsmError(f"{file}: BOS and EOS of a SentencePiece model stand in the model itself")
     from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer

@@ -15,7 +15,8 @@ from dsm_engine.data.sources.answers import box_stated_answer, last_boxed
 from dsm_engine.data.sources.programs import check_python
 from dsm_engine.data.sources.reader import Reader
 from dsm_engine.data.sources.rows import Row, text_field
-from dsm_engine.recipes import Section, nearest
+from dsm_engine.nearest import nearest
+from dsm_engine.recipes import Section
 
 Part = Literal[
     "CoT/MATH_train",

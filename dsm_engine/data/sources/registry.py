@@ -15,7 +15,8 @@ from dsm_engine.data.sources.tal_scq5k import TalScq5kReader
 from dsm_engine.data.sources.tora import ToraReader
 from dsm_engine.data.sources.word_problems import Ape210kReader, Math23kReader
 from dsm_engine.errors import DsmError
-from dsm_engine.recipes import nearest, validate_recipe
+from dsm_engine.nearest import nearest
+from dsm_engine.recipes import validate_recipe
 
 _READERS: tuple[type[Reader], ...] = (
     ExamplesReader,

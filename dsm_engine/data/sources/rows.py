@@ -12,7 +12,7 @@ import xxhash
 
 from dsm_engine.data.example import ExampleFault
 from dsm_engine.data.sources.compression import BUFFER_BYTES, open_contents
-from dsm_engine.recipes import nearest
+from dsm_engine.nearest import nearest
 
 MAX_LINE_BYTES = 64 << 20
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -97,10 +97,10 @@ def parse_object(row: Row) -> dict[str, Any]:
     try:
         value = orjson.loads(row.raw)
     except orjson.JSONDecodeError as error:
-        raise _json_fault(row.raw, error) from error
+        raise json_fault(row.raw, error) from error
     if not isinstance(value, dict):
         hint = _ONE_A_LINE if isinstance(value, list) else ""
-        raise ExampleFault("not_an_object", f"is not a JSON object but {_json_kind(value)}{hint}")
+        raise ExampleFault("not_an_object", f"is not a JSON object but {json_kind(value)}{hint}")
     return value
 
 
@@ -110,7 +110,7 @@ def text_field(record: dict[str, Any], key: str, cause: str) -> str:
         raise ExampleFault(cause, f"{key!r} is missing")
     value = record[key]
     if not isinstance(value, str):
-        raise ExampleFault("bad_value", f"{key!r} is not text but {_json_kind(value)}")
+        raise ExampleFault("bad_value", f"{key!r} is not text but {json_kind(value)}")
     if not (text := value.strip()):
         raise ExampleFault(cause, f"{key!r} is blank")
     return text
@@ -124,7 +124,7 @@ def optional_text(record: dict[str, Any], key: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise ExampleFault("bad_value", f"{key!r} is not text but {_json_kind(value)}")
+        raise ExampleFault("bad_value", f"{key!r} is not text but {json_kind(value)}")
     return value.strip()
 
 
@@ -147,7 +147,8 @@ def _skip_line(file: BufferedReader) -> int:
     return num_bytes
 
 
-def _json_fault(raw: bytes, error: orjson.JSONDecodeError) -> ExampleFault:
+def json_fault(raw: bytes, error: orjson.JSONDecodeError) -> ExampleFault:
+    """What is wrong with a record that is no JSON."""
     try:
         raw.decode()
     except UnicodeDecodeError as decoding:
@@ -159,6 +160,7 @@ def _json_fault(raw: bytes, error: orjson.JSONDecodeError) -> ExampleFault:
     return ExampleFault("bad_json", f"is not JSON: {error.msg} (column {error.colno}){hint}")
 
 
-def _json_kind(value: Any) -> str:
+def json_kind(value: Any) -> str:
+    """What a JSON value is, in words."""
     kinds = {dict: "an object", list: "a list", str: "text", bool: "a truth value"}
     return "nothing" if value is None else kinds.get(type(value), "a number")
