@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import tokenizers
 
+from dsm_engine.data.chat_template_files import copy_chat_template
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3, read_json, write_json
 from dsm_engine.recipes import nearest
@@ -45,10 +46,17 @@ class HuggingFaceTokenizer:
         description = read_json(path)
         if not _is_tokenizer(description):
             raise DsmError(f"{path}: is not a Hugging Face tokenizer.json")
-        controls = _disarm(description)
+        self.controls = _disarm(description)
+        controls = dict(self.controls)
+        self._swallowing = {
+            token["content"]
+            for token in description["added_tokens"]
+            if token.get("lstrip") or token.get("rstrip")
+        }
         self._beginning = _load(description, path)
         changed = _without_beginning_marks(description)
         self._continuation = _load(description, path) if changed else self._beginning
+        self.begins_after_control = changed and self._begins_after_control()
         self.vocab_size = max(self._beginning.get_vocab().values()) + 1
         config = read_json(config_path) if has_config else {}
         self._config = config if isinstance(config, dict) else {}
@@ -64,6 +72,14 @@ class HuggingFaceTokenizer:
         controls.pop(description["model"].get("unk_token"), None)
         self._check_disarmed(controls)
         self._check_nothing_vanishes()
+
+    def control_id(self, name: str) -> int | None:
+        if name in self._swallowing:
+            raise DsmError(
+                f"{self.path}: the control token {name!r} swallows the whitespace beside it (lstrip"
+                " or rstrip), which is not done here: use a template without it"
+            )
+        return self.controls.get(name)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         return self.encode_batch([text], continuation=continuation)[0]
@@ -84,6 +100,18 @@ class HuggingFaceTokenizer:
         with atomic_file(folder / "tokenizer.json") as file:
             file.write(self.path.read_bytes())
         write_json(folder / _CONFIG, config)
+        copy_chat_template(self.path.parent, folder)
+
+    def _begins_after_control(self) -> bool:
+        """Asks the library, control tokens armed: some pipelines see each stretch of text between
+        control tokens as the beginning of a text."""
+        control = next((name for name in self.controls if name not in self._swallowing), None)
+        if control is None:
+            return False
+        self._beginning.encode_special_tokens = False
+        found = self._beginning.encode(f"{control}a", add_special_tokens=False).ids
+        self._beginning.encode_special_tokens = True
+        return found[1:] == self.encode("a") != self.encode("a", continuation=True)
 
     def _check_disarmed(self, controls: dict[str, int]) -> None:
         forbidden = set(controls.values())

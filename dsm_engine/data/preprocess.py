@@ -19,7 +19,7 @@ from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.data.sources.rows import Row
 from dsm_engine.data.templates import Segment, Template, load_template
 from dsm_engine.data.tokenized_dataset import TokenizedDatasetWriter
-from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
+from dsm_engine.data.tokenizers import Tokenizer, encode_segment_lists, load_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3
 from dsm_engine.targets import prepare_targets
@@ -69,8 +69,8 @@ def preprocess(recipe: PreprocessRecipe, *, progress: Progress | None = None) ->
 
     Raises DsmError with `file:line:byte` where the recipe's policies make a bad row an error.
     """
-    template = load_template(recipe.template)
     tokenizer = load_tokenizer(recipe.tokenizer, bos=recipe.bos_token, eos=recipe.eos_token)
+    template = load_template(recipe.template, tokenizer)
     sources = _open_sources(recipe)
     quarantine = _quarantine_path(recipe)
     prepare_targets(quarantine)
@@ -149,7 +149,9 @@ class _Run:
             raise DsmError(f"{source.recipe.path}: holds no examples")
 
     def _write(self, batch: Sequence[_Rendered]) -> None:
-        for item, (ids, spans) in zip(batch, _tokenize(self._tokenizer, batch), strict=True):
+        for item, (ids, spans) in zip(
+            batch, _tokenize(self._tokenizer, self._template, batch), strict=True
+        ):
             counts = self.ledger.source(item.source)
             try:
                 fitted, fitted_spans = self._fit(ids, spans)
@@ -192,7 +194,7 @@ class _Run:
         unk_id = self._tokenizer.unk_id
         count = 0 if unk_id is None else ids.count(unk_id)
         if count and self._recipe.on_unknown == "error":
-            characters = dict.fromkeys("".join(segment.text for segment in item.segments))
+            characters = dict.fromkeys("".join(s.text for s in item.segments if not s.control))
             unknown = (c for c in characters if unk_id in self._tokenizer.encode(c))
             raise DsmError(
                 f"{item.row.place}: the tokenizer has no token for {next(unknown, 'its text')!r};"
@@ -264,23 +266,21 @@ def _batches(items: Iterator[_Rendered]) -> Iterator[list[_Rendered]]:
 
 
 def _tokenize(
-    tokenizer: Tokenizer, batch: Sequence[_Rendered]
+    tokenizer: Tokenizer, template: Template, batch: Sequence[_Rendered]
 ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
     """For each item its ids, BOS and EOS included, and the spans of ids that are supervised."""
-    beginnings = tokenizer.encode_batch([item.segments[0].text for item in batch])
-    texts = [segment.text for item in batch for segment in item.segments[1:]]
-    continuations = iter(tokenizer.encode_batch(texts, continuation=True))
-    for item, beginning in zip(batch, beginnings, strict=True):
-        ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-        ids += beginning
+    encoded = encode_segment_lists(tokenizer, [item.segments for item in batch])
+    for item, parts in zip(batch, encoded, strict=True):
+        ids = [tokenizer.bos_id] if template.adds_bos and tokenizer.bos_id is not None else []
         spans: list[tuple[int, int]] = []
-        for segment in item.segments[1:]:
+        for segment, part in zip(item.segments, parts, strict=True):
             start = len(ids)
-            ids += next(continuations)
-            if segment.supervised and len(ids) > start:
-                spans.append((start, len(ids)))
-        ids.append(tokenizer.eos_id)
-        _append_span(spans, len(ids) - 1, len(ids))
+            ids += part
+            if segment.supervised and part:
+                _append_span(spans, start, len(ids))
+        if template.adds_eos:
+            ids.append(tokenizer.eos_id)
+            _append_span(spans, len(ids) - 1, len(ids))
         yield ids, spans
 
 

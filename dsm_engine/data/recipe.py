@@ -36,7 +36,8 @@ class PreprocessRecipe(Section):
     eos_token: str | None = None
     """Of a tokenizer.json that does not say which it is."""
     template: str = "deepseekmath"
-    """A template of the package by name, or the path of a YAML file."""
+    """A template of the package by name (`deepseekmath`, `chat`), the path of a YAML file or of a
+    chat template (.jinja), or `tokenizer` for the chat template beside the tokenizer."""
     sources: list[SourceRecipe] = Field(min_length=1)
     max_tokens: int = Field(default=4096, ge=2)
     """The longest document, BOS and EOS counted."""

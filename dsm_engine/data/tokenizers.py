@@ -5,10 +5,11 @@ a segment that continues a text is encoded without the space some models put bef
 is cut, padded or sampled.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from dsm_engine.data.segments import Segment
 from dsm_engine.errors import DsmError
 
 
@@ -47,6 +48,17 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def controls(self) -> Mapping[str, int]:
+        """The control tokens: what they are called, and their ids."""
+        ...
+
+    @property
+    def begins_after_control(self) -> bool:
+        """Whether text behind a control token is encoded as the beginning of a text, which some
+        models of the library do, and not as its continuation."""
+        ...
+
+    @property
     def encoder(self) -> str:
         """What turns text into ids, the same either way: `native`, our core, or `library`."""
         ...
@@ -54,6 +66,11 @@ class Tokenizer(Protocol):
     @property
     def encoder_reason(self) -> str | None:
         """Why a kind of model that has a native encoder goes through the library."""
+        ...
+
+    def control_id(self, name: str) -> int | None:
+        """The id of the control token called so, or None. Raises DsmError where text beside that
+        token would be swallowed."""
         ...
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
@@ -117,19 +134,51 @@ def dataset_tokenizer(
     return tokenizer
 
 
-def encode_segments(tokenizer: Tokenizer, segments: Sequence[str]) -> list[list[int]]:
-    """The ids of each segment of one text, as preprocessing and evaluation both encode them.
+def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[list[int]]:
+    """The ids of each segment of one text, as preprocessing and evaluation both encode them."""
+    return encode_segment_lists(tokenizer, [segments])[0]
 
-    The first is the beginning of a text, the others are continuations.
+
+def encode_segment_lists(
+    tokenizer: Tokenizer, texts: Sequence[Sequence[Segment]]
+) -> list[list[list[int]]]:
+    """The ids of each segment of each text.
+
+    The first is the beginning of a text, the others are continuations; see `begins_after_control`
+    for those behind a control token.
     """
-    first = tokenizer.encode_batch(segments[:1])
-    return first + tokenizer.encode_batch(segments[1:], continuation=True)
+    places: dict[bool, list[tuple[int, int]]] = {False: [], True: []}  # continuation -> segments
+    encoded: list[list[list[int]]] = [[[] for _ in segments] for segments in texts]
+    for text_idx, segments in enumerate(texts):
+        continues = False
+        for segment_idx, segment in enumerate(segments):
+            if segment.control:
+                encoded[text_idx][segment_idx] = [_known_control_id(tokenizer, segment.text)]
+                continues = not tokenizer.begins_after_control
+            else:
+                places[continues].append((text_idx, segment_idx))
+                continues = True
+    for continuation, found in places.items():
+        parts = [texts[text_idx][segment_idx].text for text_idx, segment_idx in found]
+        batch = tokenizer.encode_batch(parts, continuation=continuation)
+        for (text_idx, segment_idx), ids in zip(found, batch, strict=True):
+            encoded[text_idx][segment_idx] = ids
+    return encoded
 
 
-def encode_prompt(tokenizer: Tokenizer, segments: Sequence[str]) -> list[int]:
-    """BOS, where the tokenizer has one, and the ids of the segments."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+def encode_prompt(
+    tokenizer: Tokenizer, segments: Sequence[Segment], *, add_bos: bool = True
+) -> list[int]:
+    """BOS, where it is to be added and the tokenizer has one, and the ids of the segments."""
+    bos = [tokenizer.bos_id] if add_bos and tokenizer.bos_id is not None else []
     return bos + [token for ids in encode_segments(tokenizer, segments) for token in ids]
+
+
+def _known_control_id(tokenizer: Tokenizer, name: str) -> int:
+    token = tokenizer.control_id(name)
+    if token is None:
+        raise DsmError(f"{tokenizer.path}: has no control token {name!r}")
+    return token
 
 
 def train_sentencepiece(
