@@ -4,10 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import tokenizers
-from tokenizers import decoders, normalizers, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 
 from dsm_engine.data.example import Block, Example, ExampleFault, Format
 from dsm_engine.data.preprocess import preprocess
@@ -17,29 +13,8 @@ from dsm_engine.data.templates import Template, load_template
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.data.tokenizers import Tokenizer, encode_segments, load_tokenizer
 from dsm_engine.errors import DsmError
+from tests.chat_tokenizers import CHATML, PIPELINES, write_tokenizer
 
-TEXTS = [
-    "system\nYou help.\nuser\nTom has 12 apples and buys 3 more.\nassistant\n12 + 3 = 15",
-    "user\n\n小明有3个苹果，又买了4个。\nassistant\n\n```python\nprint(3 + 4)\n```",
-    '\n```output\n7\n```\nThe answer is \\boxed{7}. [INST] Two  spaces \t and "quotes" [/INST]',
-    "a <|im_end|> and a <s> in a text",
-] * 4
-CONTROLS = (
-    "<s>",
-    "</s>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|begin_of_text|>",
-    "<|start_header_id|>",
-    "<|end_header_id|>",
-    "<|eot_id|>",
-)
-CHATML = (
-    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}"
-    "{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 LLAMA_3 = """\
 {%- set ns = namespace(first=true) %}
 {%- for message in messages %}
@@ -68,24 +43,6 @@ MISTRAL = """\
 {% endfor %}"""
 TEMPLATES = {"chatml": CHATML, "llama_3": LLAMA_3, "mistral": MISTRAL}
 ENDS = {"chatml": "<|im_end|>", "llama_3": "<|eot_id|>", "mistral": "</s>"}
-PIPELINES = {
-    "byte_level": {
-        "pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False),
-        "decoder": decoders.ByteLevel(),
-    },
-    "prepend": {
-        "normalizer": normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        ),
-        "decoder": decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        ),
-    },
-    "metaspace_first": {
-        "pre_tokenizer": pre_tokenizers.Metaspace(prepend_scheme="first"),
-        "decoder": decoders.Metaspace(prepend_scheme="first"),
-    },
-}
 FENCED = "```python\nprint(3 + 4)\n```"
 OUTPUT = "\n```output\n7\n```\n"
 
@@ -108,24 +65,6 @@ CONTENTS = {
     "pot": FENCED,
     "tir": f"{FENCED}{OUTPUT}The answer is \\boxed{{7}}.",
 }
-
-
-def write_tokenizer(folder: Path, pipeline: str, *, config: dict | None = None, **token) -> Path:
-    """A small tokenizer.json with the control tokens above."""
-    model = tokenizers.Tokenizer(BPE(unk_token="<unk>"))
-    for name, part in PIPELINES[pipeline].items():
-        setattr(model, name, part)
-    alphabet = pre_tokenizers.ByteLevel.alphabet() if pipeline == "byte_level" else ["\n"]
-    trainer = BpeTrainer(vocab_size=500, special_tokens=["<unk>"], initial_alphabet=alphabet)
-    # By lines, so that no token joins what the engine cuts: it cuts at newlines here.
-    model.train_from_iterator("".join(TEXTS).splitlines(), trainer)
-    model.add_special_tokens(
-        [tokenizers.AddedToken(name, normalized=False, **token) for name in CONTROLS]
-    )
-    model.save(str(folder / "tokenizer.json"))
-    config = {"bos_token": "<s>", "eos_token": "</s>"} | (config or {})
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    return folder
 
 
 @pytest.fixture(scope="module", params=list(PIPELINES))
