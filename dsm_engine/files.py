@@ -72,6 +72,16 @@ def read_json(path: Path) -> Any:
         raise DsmError(f"{path}: is not JSON: {error}") from error
 
 
+def read_text(path: Path) -> str:
+    """The text in `path`. Raises DsmError where it is missing, unreadable or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DsmError(f"{path}: is not UTF-8 (byte {error.start})") from error
+
+
 def file_xxh3(path: Path) -> str:
     """The 64-bit XXH3 of the file's bytes, 16 hexadecimal digits."""
     digest = xxhash.xxh3_64()

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import tokenizers
 
+from dsm_engine.data.chat_template_files import copy_chat_template
 from dsm_engine.data.flat_ids import (
     NUM_PIECES,
     FlatIds,
@@ -58,11 +59,18 @@ class HuggingFaceTokenizer:
             raise DsmError(f"{path}: is not a Hugging Face tokenizer.json")
         if description["model"].get("dropout"):
             early = None  # what was loaded samples
-        controls, unmarked = _disarm(description)
+        self.controls, unmarked = _disarm(description)
+        controls = dict(self.controls)
+        self._swallowing = {
+            token["content"]
+            for token in description["added_tokens"]
+            if token.get("lstrip") or token.get("rstrip")
+        }
         self._beginning = _load(description, path)
         self.vocab_size = _vocab_size(description)
         changed = _without_beginning_marks(description)
         self._continuation = _load(description, path) if changed else self._beginning
+        self.begins_after_control = changed and self._begins_after_control()
         config = read_json(config_path) if has_config else {}
         self._config = config if isinstance(config, dict) else {}
         names = {token["content"]: token["id"] for token in description["added_tokens"]}
@@ -94,6 +102,14 @@ class HuggingFaceTokenizer:
     def encoder_reason(self) -> str | None:
         self._fast_encoder(continuation=False)
         return self._reasons.get(False)
+
+    def control_id(self, name: str) -> int | None:
+        if name in self._swallowing:
+            raise DsmError(
+                f"{self.path}: the control token {name!r} swallows the whitespace beside it (lstrip"
+                " or rstrip), which is not done here: use a template without it"
+            )
+        return self.controls.get(name)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         return self._encode_by_library([text], continuation=continuation)[0]
@@ -144,14 +160,6 @@ class HuggingFaceTokenizer:
         encodings = self._published.encode_batch_fast(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
-    def encode_flat(self, texts, *, continuation: bool = False, threads: int = 1):
-        import numpy as np
-
-        lists = self.encode_batch(texts, continuation=continuation)
-        offsets = np.zeros(len(lists) + 1, np.int64)
-        np.cumsum([len(ids) for ids in lists], out=offsets[1:])
-        return np.array([id for ids in lists for id in ids], np.int32), offsets
-
     def decode(self, ids: Sequence[int], *, continuation: bool = False) -> str:
         tokenizer = self._continuation if continuation else self._beginning
         return tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -163,6 +171,18 @@ class HuggingFaceTokenizer:
         with atomic_file(folder / "tokenizer.json") as file:
             file.write(self.path.read_bytes())
         write_json(folder / _CONFIG, config)
+        copy_chat_template(self.path.parent, folder)
+
+    def _begins_after_control(self) -> bool:
+        """Asks the library, control tokens armed: some pipelines see each stretch of text between
+        control tokens as the beginning of a text."""
+        control = next((name for name in self.controls if name not in self._swallowing), None)
+        if control is None:
+            return False
+        self._beginning.encode_special_tokens = False
+        found = self._beginning.encode(f"{control}a", add_special_tokens=False).ids
+        self._beginning.encode_special_tokens = True
+        return found[1:] == self.encode("a") != self.encode("a", continuation=True)
 
     def _encode_by_library(
         self, texts: Sequence[str], *, continuation: bool = False

@@ -74,7 +74,8 @@ class PreprocessRecipe(Section):
     eos_token: str | None = None
     """Of a tokenizer.json that does not say which it is."""
     template: str = "deepseekmath"
-    """A template of the package by name, or the path of a YAML file."""
+    """A template of the package by name (`deepseekmath`, `chat`), the path of a YAML file or of a
+    chat template (.jinja), or `tokenizer` for the chat template beside the tokenizer."""
     sources_folder: Path = Path()
     """Where the relative paths of sources and benchmarks begin."""
     sources: list[SourceRecipe] = Field(min_length=1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import sentencepiece
 
+from dsm_engine.data.chat_template_files import copy_chat_template
 from dsm_engine.data.flat_ids import (
     FlatIds,
     check_equal,
@@ -34,6 +35,7 @@ class SentencePieceTokenizer:
     """
 
     kind = "sentencepiece"
+    begins_after_control = False
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -49,9 +51,12 @@ class SentencePieceTokenizer:
         if self.eos_id < 0:
             raise DsmError(f"{path}: the model has no EOS; training needs one")
         self.unk_id: int | None = self._model.unk_id() if self._model.unk_id() >= 0 else None
-        self._control_ids = {
-            token for token in range(self.vocab_size) if self._model.IsControl(token)
+        self.controls: dict[str, int] = {
+            self._model.IdToPiece(token): token
+            for token in range(self.vocab_size)
+            if self._model.IsControl(token)
         }
+        self._control_ids = set(self.controls.values())
         self._sentinel, self._sentinel_ids = "", []
         if self._changes_beginnings():
             self._sentinel, self._sentinel_ids = self._find_sentinel()
@@ -65,6 +70,9 @@ class SentencePieceTokenizer:
     @property
     def encoder(self) -> str:
         return "library" if self._native is None else "native"
+
+    def control_id(self, name: str) -> int | None:
+        return self.controls.get(name)
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
         return self.encode_batch([text], continuation=continuation)[0]
@@ -95,6 +103,7 @@ class SentencePieceTokenizer:
     def save(self, folder: Path) -> None:
         with atomic_file(folder / "tokenizer.model") as file:
             file.write(self.path.read_bytes())
+        copy_chat_template(self.path.parent, folder)
 
     def _encode_by_library(
         self, texts: Sequence[str], *, continuation: bool = False

@@ -240,7 +240,7 @@ class AttributeTableWriter:
         for column_idx, (values, known) in enumerate(zip(names, self._names, strict=True)):
             used = np.unique(codes[:, column_idx])
             mapped = np.zeros(len(values), np.uint32)
-            for code in used.tolist():
+            for code in map(int, used):
                 mapped[code] = known.setdefault(values[code].encode(), len(known))
             self._codes[column_idx].frombytes(mapped[codes[:, column_idx]].tobytes())
         self._id_lengths.frombytes(id_lengths.astype(np.int32).tobytes())

@@ -5,11 +5,12 @@ a segment that continues a text is encoded without the space some models put bef
 is cut, padded or sampled.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from dsm_engine.data.flat_ids import FlatIds
+from dsm_engine.data.segments import Segment
 from dsm_engine.errors import DsmError
 
 
@@ -48,6 +49,17 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def controls(self) -> Mapping[str, int]:
+        """The control tokens: what they are called, and their ids."""
+        ...
+
+    @property
+    def begins_after_control(self) -> bool:
+        """Whether text behind a control token is encoded as the beginning of a text, which some
+        models of the library do, and not as its continuation."""
+        ...
+
+    @property
     def encoder(self) -> str:
         """What turns texts into ids in `encode_flat`, the same in all cases.
 
@@ -59,6 +71,11 @@ class Tokenizer(Protocol):
     @property
     def encoder_reason(self) -> str | None:
         """Why it is `library`, where it is."""
+        ...
+
+    def control_id(self, name: str) -> int | None:
+        """The id of the control token called so, or None. Raises DsmError where text beside that
+        token would be swallowed."""
         ...
 
     def encode(self, text: str, *, continuation: bool = False) -> list[int]:
@@ -137,19 +154,38 @@ def dataset_tokenizer(
     return tokenizer
 
 
-def encode_segments(tokenizer: Tokenizer, segments: Sequence[str]) -> list[list[int]]:
+def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[list[int]]:
     """The ids of each segment of one text, as preprocessing and evaluation both encode them.
 
-    The first is the beginning of a text, the others are continuations.
+    The first is the beginning of a text, the others are continuations; see `begins_after_control`
+    for those behind a control token.
     """
-    first = tokenizer.encode_batch(segments[:1])
-    return first + tokenizer.encode_batch(segments[1:], continuation=True)
+    encoded: list[list[int]] = []
+    continues = False
+    for segment in segments:
+        if segment.control:
+            encoded.append([known_control_id(tokenizer, segment.text)])
+            continues = not tokenizer.begins_after_control
+        else:
+            encoded.append(tokenizer.encode(segment.text, continuation=continues))
+            continues = True
+    return encoded
 
 
-def encode_prompt(tokenizer: Tokenizer, segments: Sequence[str]) -> list[int]:
-    """BOS, where the tokenizer has one, and the ids of the segments."""
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+def encode_prompt(
+    tokenizer: Tokenizer, segments: Sequence[Segment], *, add_bos: bool = True
+) -> list[int]:
+    """BOS, where it is to be added and the tokenizer has one, and the ids of the segments."""
+    bos = [tokenizer.bos_id] if add_bos and tokenizer.bos_id is not None else []
     return bos + [token for ids in encode_segments(tokenizer, segments) for token in ids]
+
+
+def known_control_id(tokenizer: Tokenizer, name: str) -> int:
+    """The id of a control token. Raises DsmError where there is none of the name."""
+    token = tokenizer.control_id(name)
+    if token is None:
+        raise DsmError(f"{tokenizer.path}: has no control token {name!r}")
+    return token
 
 
 def train_sentencepiece(

@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-Prompt = tuple[str, ...]
+from dsm_engine.data.segments import Segment
+
+Prompt = tuple[Segment, ...]
 """Segments of one text. Each is tokenized by itself, as in training, so that tokens never join
 across the boundary of a prompt, an answer and an interpreter's output."""
 

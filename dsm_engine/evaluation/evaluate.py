@@ -11,7 +11,7 @@ import orjson
 from pydantic import Field, PositiveInt, field_validator
 
 from dsm_engine.data.templates import Template, load_template
-from dsm_engine.data.tokenizers import load_tokenizer
+from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.evaluation.backend import Backend, GenerationParams, Prompt
 from dsm_engine.evaluation.grading import extract_answer, grade, grader_name
@@ -53,6 +53,7 @@ class EvaluateRecipe(Section):
     tokenizer: Path | None = None
     """Where it does not."""
     template: str = "deepseekmath"
+    """As in the recipe of preprocessing; `tokenizer` is the chat template beside the tokenizer."""
     benchmarks: list[BenchmarkRecipe] = Field(min_length=1)
     """Paths, or sections with a path and more."""
     modes: list[Mode] = Field(default=["cot", "tool"], min_length=1)
@@ -95,16 +96,20 @@ def evaluate(
     generations.
     `backend` stands in for the recipe's model. Raises DsmError for faults of the recipe's files.
     """
-    template = load_template(recipe.template)
     benchmarks = {b.name: read_problems(b, limit=recipe.limit) for b in recipe.benchmarks}
     prepare_targets(*(recipe.output / name for name in _FILES))
+    tokenizer = _tokenizer(recipe, needed=backend is None)
+    template = load_template(recipe.template, tokenizer)
     skipped: dict[str, str] = {}
     if "tool" in recipe.modes and not (status := sandbox_status()).available:
         skipped["tool"] = status.reason
     if backend is None:
+        assert tokenizer is not None
         backend = TransformersBackend(
             recipe.model,
-            tokenizer=load_tokenizer(recipe.tokenizer or recipe.model),
+            tokenizer=tokenizer,
+            adds_bos=template.adds_bos,
+            answer_end=template.answer_end,
             device=recipe.device,
             batch_size=recipe.batch_size,
             precision=recipe.precision,
@@ -139,8 +144,16 @@ def evaluate(
     return summary
 
 
+def _tokenizer(recipe: EvaluateRecipe, *, needed: bool) -> Tokenizer | None:
+    """The recipe's, which a backend of the caller's may do without."""
+    if not needed and recipe.tokenizer is None:
+        return None
+    return load_tokenizer(recipe.tokenizer or recipe.model)
+
+
 def _prompts(problems: Sequence[Problem], mode: Mode, template: Template) -> list[Prompt]:
-    return [(template.prompt(p.question, p.language, _FORMATS[mode]),) for p in problems]
+    format = _FORMATS[mode]
+    return [tuple(template.prompt_segments(p.question, p.language, format)) for p in problems]
 
 
 def _check_prompts(

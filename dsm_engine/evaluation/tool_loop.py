@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dsm_engine.data.segments import Segment
 from dsm_engine.data.templates import Template
 from dsm_engine.evaluation.backend import (
     Backend,
@@ -77,7 +78,10 @@ def answer_with_tools(
     for round_idx in range(rounds):
         if not active:
             break
-        continued = [(*attempt.prompt, *attempt.segments) for attempt in active]
+        continued = [
+            (*attempt.prompt, *(Segment(text=text) for text in attempt.segments))
+            for attempt in active
+        ]
         generations = backend.generate(continued, params, progress=progress)
         calling = [
             attempt

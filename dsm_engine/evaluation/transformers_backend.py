@@ -37,7 +37,10 @@ class TransformersBackend:
         device: str = "auto",
         batch_size: int = 16,
         precision: Precision = "fp32",
+        adds_bos: bool = True,
+        answer_end: str | None = None,
     ) -> None:
+        """`adds_bos` and `answer_end` are the template's; EOS ends an answer too."""
         self._model = _load_model(model_path, _device(device), precision)
         self._tokenizer = tokenizer
         self._batch_size = batch_size
@@ -48,13 +51,14 @@ class TransformersBackend:
                 f"only {config.vocab_size}: it is not the model's tokenizer"
             )
         self._max_positions: int = config.max_position_embeddings
+        self._adds_bos = adds_bos
         self._eos_ids = {tokenizer.eos_id, *_as_list(self._model.generation_config.eos_token_id)}
+        if answer_end is not None and (end_id := tokenizer.control_id(answer_end)) is not None:
+            self._eos_ids.add(end_id)
 
     def room(self, prompts: Sequence[Prompt]) -> list[int]:
         """See `Backend`: what is left of the model's `max_position_embeddings`."""
-        return [
-            self._max_positions - len(encode_prompt(self._tokenizer, prompt)) for prompt in prompts
-        ]
+        return [self._max_positions - len(self._encode(prompt)) for prompt in prompts]
 
     def generate(
         self,
@@ -67,7 +71,13 @@ class TransformersBackend:
         prompt fills them, as in the later rounds of a tool loop it may, the text is empty."""
         import torch
 
-        rows = [_Row(encode_prompt(self._tokenizer, prompt)) for prompt in prompts]
+        rows = [
+            _Row(
+                self._encode(prompt),
+                begins=prompt[-1].control and self._tokenizer.begins_after_control,
+            )
+            for prompt in prompts
+        ]
         for row in rows:
             row.max_new = min(params.max_new_tokens, self._max_positions - len(row.prompt))
         longest_first = sorted(
@@ -87,6 +97,9 @@ class TransformersBackend:
             )
             for row in rows
         ]
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        return encode_prompt(self._tokenizer, prompt, add_bos=self._adds_bos)
 
     def _generate_batch(self, rows: list[_Row], params: GenerationParams) -> None:
         import torch
@@ -129,28 +142,30 @@ class TransformersBackend:
 
     def _append(self, row: _Row, token: int, params: GenerationParams) -> None:
         if token in self._eos_ids:
-            row.finish(self._decode(row.generated), "eos")
+            row.finish(self._decode(row), "eos")
             return
         row.generated.append(token)
-        tail = self._decode(row.generated[-_TAIL_TOKENS:])
+        tail = self._tokenizer.decode(row.generated[-_TAIL_TOKENS:], continuation=True)
         if "```" in tail or any(stop in tail for stop in params.stop):
-            text = self._decode(row.generated)
+            text = self._decode(row)
             end = _stop_position(text, params)
             if end is not None:
                 row.finish(text[:end], "stop")
                 return
         if len(row.generated) >= row.max_new:
-            row.finish(self._decode(row.generated), "length")
+            row.finish(self._decode(row), "length")
 
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, continuation=True)
+    def _decode(self, row: _Row) -> str:
+        return self._tokenizer.decode(row.generated, continuation=not row.begins)
 
 
 class _Row:
     """One prompt on its way."""
 
-    def __init__(self, prompt: list[int]) -> None:
+    def __init__(self, prompt: list[int], *, begins: bool = False) -> None:
         self.prompt = prompt
+        self.begins = begins
+        """Whether what is generated is decoded as the beginning of a text."""
         self.generated: list[int] = []
         self.max_new = 0
         self.finished = False

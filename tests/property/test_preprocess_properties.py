@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from dsm_engine.data.preparation import blocks
 from dsm_engine.data.preparation.tokenize import cut_documents, tokenize
 from dsm_engine.data.preprocess import preprocess
+from dsm_engine.data.segments import Segment
 from dsm_engine.data.sources import rows
-from dsm_engine.data.templates import Segment, load_template
+from dsm_engine.data.templates import load_template
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer, train_sentencepiece
 from tests.preprocessing import files_of, recipe_of
 

@@ -83,3 +83,57 @@ def test_ten_steps_on_gsm8k_lower_the_loss(tmp_path: Path, shared_folder: Path) 
     assert len(steps) == 10
     assert after < before - 0.02, (before, after)
     assert before < 2.0, "the weights were not those of a trained model"
+
+
+def test_the_chat_template_gives_the_ids_and_the_answers_of_transformers() -> None:
+    from transformers import AutoTokenizer, LlamaForCausalLM
+
+    from dsm_engine.data.example import Block, Example
+    from dsm_engine.data.templates import load_template
+    from dsm_engine.data.tokenizers import encode_prompt, load_tokenizer
+    from dsm_engine.evaluation.backend import GenerationParams
+    from dsm_engine.evaluation.transformers_backend import TransformersBackend
+
+    ours, theirs = load_tokenizer(WEIGHTS), AutoTokenizer.from_pretrained(WEIGHTS)
+    template = load_template("tokenizer", ours)
+    question = "What is 48/2 + 48?\n\n小明有多少个苹果？"
+    blocks = (
+        Block(kind="text", text="First.\n"),
+        Block(kind="program", text="print(48 // 2 + 48)"),
+        Block(kind="output", text="72"),
+        Block(kind="text", text="The answer is \\boxed{72}."),
+    )
+    messages = [{"role": "user", "content": question}]
+    prompt = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    segments = template.prompt_segments(question, "en", "cot")
+    assert encode_prompt(ours, segments, add_bos=template.adds_bos) == prompt
+    for num_blocks, format in ((1, "cot"), (2, "pot"), (4, "tir")):
+        example = Example(
+            id="x",
+            question=question,
+            blocks=blocks[:num_blocks],
+            answer="72",
+            language="en",
+            format=format,
+            source="test",
+        )
+        rendered = template.render(example)
+        content = "".join(s.text for s in rendered[len(segments) : -2])
+        whole = [*messages, {"role": "assistant", "content": content}]
+        expected = theirs.apply_chat_template(whole, return_dict=False)
+        assert encode_prompt(ours, rendered, add_bos=template.adds_bos) == expected
+
+    model = LlamaForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
+    inputs = torch.tensor([prompt])
+    generated = model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=40, do_sample=False
+    )
+    backend = TransformersBackend(
+        WEIGHTS,
+        tokenizer=ours,
+        device="cpu",
+        adds_bos=template.adds_bos,
+        answer_end=template.answer_end,
+    )
+    (answer,) = backend.generate([tuple(segments)], GenerationParams(max_new_tokens=40))
+    assert answer.text == theirs.decode(generated[0, len(prompt) :], skip_special_tokens=True)

@@ -101,7 +101,7 @@ def test_inspect_marks_what_is_trained_on(
 ) -> None:
     assert main(["inspect", str(sample_data / "train"), "1"]) == 0
     printed = capsys.readouterr().out
-    assert "User:" in printed and "Assistant:" in printed and "<eos>" in printed
+    assert "User:" in printed and "Assistant:" in printed and "</s>" in printed
 
 
 def test_overrides_may_stand_behind_options(

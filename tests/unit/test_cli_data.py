@@ -102,7 +102,7 @@ def test_inspect_on_a_pipe_brackets_what_is_trained_on(sample_data: Path, capsys
         assert main(["inspect", str(prefix), str(document)]) == 0
         ids, spans = dataset.document(document).tolist(), dataset.spans(document).tolist()
         texts = [tokenizer.decode(ids[begin:end], continuation=True) for begin, end in spans]
-        assert _supervised(capsys.readouterr().out) == [*texts[:-1], texts[-1] + "<eos>"]
+        assert _supervised(capsys.readouterr().out) == [*texts[:-1], texts[-1] + "</s>"]
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,11 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from dsm_engine.data.segments import Segment
 from dsm_engine.errors import DsmError
 from dsm_engine.evaluation import evaluate as evaluate_module
 from dsm_engine.evaluation.backend import Generation, GenerationParams, Prompt
@@ -76,6 +77,14 @@ class TestProblems:
             read_problems(BenchmarkRecipe(path=tmp_path / "empty.jsonl"))
 
 
+def _text(prompt: Prompt) -> str:
+    return "".join(segment.text for segment in prompt)
+
+
+def _prompt(*texts: str) -> Prompt:
+    return tuple(Segment(text=text) for text in texts)
+
+
 class ScriptedBackend:
     """Answers from a table of (text in the prompt, answer), by mode."""
 
@@ -85,7 +94,7 @@ class ScriptedBackend:
         self.num_generations = 0
 
     def room(self, prompts: Sequence[Prompt]) -> list[int]:
-        return [self.max_characters - len("".join(prompt)) for prompt in prompts]
+        return [self.max_characters - len(_text(prompt)) for prompt in prompts]
 
     def generate(
         self,
@@ -97,7 +106,7 @@ class ScriptedBackend:
         self.num_generations += len(prompts)
         if progress is not None:
             progress(len(prompts))
-        return [self._one("".join(prompt), params) for prompt in prompts]
+        return [self._one(_text(prompt), params) for prompt in prompts]
 
     def _one(self, prompt: str, params: GenerationParams) -> Generation:
         for key, text in self.answers.items():
@@ -259,7 +268,13 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-PROMPTS: list[Prompt] = [("abc",), ("a",), ("pythonpython", "gfe"), ("123 (a)", "b", "c"), ("uu",)]
+PROMPTS: list[Prompt] = [
+    _prompt("abc"),
+    _prompt("a"),
+    _prompt("pythonpython", "gfe"),
+    _prompt("123 (a)", "b", "c"),
+    _prompt("uu"),
+]
 
 
 def open_backend(folder: Path, batch_size: int, **arguments: Any) -> TransformersBackend:
@@ -287,7 +302,7 @@ class TestTransformersBackend:
         for prompt, ours in zip(
             PROMPTS, open_backend(model_folder, 5).generate(PROMPTS, self.params), strict=True
         ):
-            ids = [0, *tokenizer.encode("".join(prompt))]
+            ids = [0, *tokenizer.encode(_text(prompt))]
             theirs = model.generate(
                 input_ids=torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids), dtype=torch.long),
@@ -326,7 +341,7 @@ class TestTransformersBackend:
 
     def test_a_prompt_never_passes_the_models_positions(self, model_folder: Path) -> None:
         counts: list[int] = []
-        prompts: list[Prompt] = [("a" * 80,), ("a" * 63,), ("a" * 62,), ("b",)]
+        prompts: list[Prompt] = [_prompt(text) for text in ("a" * 80, "a" * 63, "a" * 62, "b")]
         backend = open_backend(model_folder, 4)
         assert backend.room(prompts) == [-17, 0, 1, 62]  # of 64, BOS counted
         results = backend.generate(
@@ -335,6 +350,24 @@ class TestTransformersBackend:
         assert [r.num_tokens for r in results[:3]] == [0, 0, 1]
         assert [r.finish_reason for r in results[:2]] == ["length", "length"]
         assert sum(counts) == 4
+
+    def test_a_chat_templates_prompt_has_no_bos_and_its_end_ends_the_answer(
+        self, model_folder: Path
+    ) -> None:
+        class ChatTokenizer(LetterTokenizer):
+            controls: ClassVar = {"<a>": 2}
+            begins_after_control = False
+
+            def control_id(self, name: str) -> int | None:
+                return self.controls.get(name)
+
+        backend = TransformersBackend(
+            model_folder, tokenizer=ChatTokenizer(), device="cpu", adds_bos=False, answer_end="<a>"
+        )
+        prompt = (Segment(text="<a>", control=True), Segment(text="ab"))
+        assert backend.room([prompt]) == [64 - 3]
+        row = _forced(backend, "bc`de", stop_after_program=False)  # the backtick has id 2
+        assert (row.text, row.finish_reason) == ("bc", "eos")
 
     def test_another_models_tokenizer_is_refused(self, model_folder: Path) -> None:
         tokenizer = LetterTokenizer()

@@ -90,7 +90,7 @@ def test_documents_are_bos_prompt_answer_eos(tmp_path: Path, model: Path, tokeni
     report = preprocess(make_recipe(tmp_path, model, write_examples(tmp_path / "a", COT)))
     dataset = TokenizedDataset(report.output)
     template = load_template("deepseekmath")
-    prompt = encode_prompt(tokenizer, [template.prompt(COT["question"], "zh", "cot")])
+    prompt = encode_prompt(tokenizer, template.prompt_segments(COT["question"], "zh", "cot"))
     answer = tokenizer.encode(" " + COT["blocks"][0]["text"], continuation=True)
     assert dataset.document(0).tolist() == [*prompt, *answer, tokenizer.eos_id]
     assert dataset.spans(0).tolist() == [[len(prompt), len(prompt) + len(answer) + 1]]

