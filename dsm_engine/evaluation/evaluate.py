@@ -14,12 +14,12 @@ from dsm_engine.data.templates import Template, load_template
 from dsm_engine.data.tokenizers import load_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.evaluation.backend import Backend, GenerationParams, Prompt
-from dsm_engine.evaluation.grading import extract_answer, grade, grader_name
 from dsm_engine.evaluation.problems import BenchmarkRecipe, Problem, read_problems
-from dsm_engine.evaluation.programs import final_output
 from dsm_engine.evaluation.tool_loop import Answer, Handover, answer_with_tools
 from dsm_engine.evaluation.transformers_backend import Precision, TransformersBackend
 from dsm_engine.files import atomic_file, write_json
+from dsm_engine.grading import extract_answer, grade, grader_name
+from dsm_engine.programs import final_output
 from dsm_engine.recipes import Section, dump_yaml
 from dsm_engine.sandbox import Sandbox, sandbox_status
 from dsm_engine.targets import prepare_targets
