@@ -19,6 +19,7 @@ _IS_ERROR = re.compile(
     re.MULTILINE,
 )
 _TRUNCATED = re.compile(r"(?P<start>.{50})\.\.\.(?P<end>.{50})", re.DOTALL)
+_NOTHING = "<empty_execution>"  # MathCoder's word for a cell that displayed nothing
 _BRACES = re.compile(r"\{([^{}]*)\}")
 
 
@@ -40,6 +41,11 @@ def records_error(recorded: str) -> bool:
     return _IS_ERROR.search(_plain(recorded)) is not None
 
 
+def records_timeout(recorded: str) -> bool:
+    """Whether what is recorded tells of a program that was stopped for its time."""
+    return records_error(recorded) and re.search("time ?out", recorded.lower()) is not None
+
+
 def same_error(recorded: str, error: str) -> bool:
     """Whether two errors are of one type; messages and places differ between versions.
 
@@ -51,6 +57,8 @@ def same_error(recorded: str, error: str) -> bool:
 
 def _plain(output: str) -> str:
     output = _ESCAPE_SEQUENCE.sub("", output.replace("\r\n", "\n")).strip()
+    if output == _NOTHING:
+        return ""
     return _NUMPY_SCALAR.sub(lambda match: match[1] or match[2], output)
 
 

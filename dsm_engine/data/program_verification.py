@@ -9,13 +9,18 @@ ledger keys: `program_failed`, `program_timeout`, `no_output`, `output_mismatch`
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import ROUND_HALF_EVEN, ROUND_HALF_UP, Decimal
 from typing import Protocol
 
+from dsm_engine.data.answer_comparison import among_answers, same_answer
 from dsm_engine.data.example import Example, ExampleFault
-from dsm_engine.data.output_comparison import records_error, same_error, same_output
+from dsm_engine.data.output_comparison import (
+    records_error,
+    records_timeout,
+    same_error,
+    same_output,
+)
 from dsm_engine.data.program_cache import ProgramCache
-from dsm_engine.grading import boxed_answers, extract_answer, grade
+from dsm_engine.grading import boxed_answers, extract_answer
 from dsm_engine.programs import (
     CellResult,
     answering_program,
@@ -27,7 +32,6 @@ from dsm_engine.sandbox import ProgramResult
 
 _MAX_SHOWN = 80
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:[eE][-+]?\d+)?")
-_DECIMAL = re.compile(r"-?\d+\.(\d+)")
 
 
 class ProgramRunner(Protocol):
@@ -105,10 +109,9 @@ def _codes(example: Example) -> list[str]:
 
 def _fault(example: Example, results: Sequence[ProgramResult]) -> ExampleFault | None:
     codes = _codes(example)
-    if results[-1].timed_out or any(result.timed_out for result in results):
-        timed_out = next(result for result in results if result.timed_out)
-        if not any(_records_timeout(text) for text in _recorded(example).values()):
-            return ExampleFault("program_timeout", timed_out.error)
+    timed_out = [result for result in results if result.timed_out]
+    if timed_out and not any(map(records_timeout, _recorded(example).values())):
+        return ExampleFault("program_timeout", timed_out[0].error)
     if example.notebook:
         ran = notebook_results(codes, results[0])
     else:
@@ -128,10 +131,6 @@ def _recorded(example: Example) -> dict[int, str]:
         elif block.kind == "output":
             recorded[program_idx] = block.text
     return recorded
-
-
-def _records_timeout(recorded: str) -> bool:
-    return records_error(recorded) and "time" in recorded.lower()
 
 
 def _output_fault(example: Example, ran: Sequence[CellResult]) -> ExampleFault | None:
@@ -172,7 +171,7 @@ def _pot_fault(example: Example, result: CellResult) -> ExampleFault | None:
     if not printed:
         return ExampleFault("no_output", "the program runs and prints nothing")
     if not example.answer or any(
-        _same_answer(candidate, example.answer) for candidate in _printed_answers(printed)
+        same_answer(candidate, example.answer) for candidate in _printed_answers(printed)
     ):
         return None
     return ExampleFault(
@@ -182,22 +181,30 @@ def _pot_fault(example: Example, result: CellResult) -> ExampleFault | None:
 
 
 def _answer_fault(example: Example, last: CellResult) -> ExampleFault | None:
-    """Whether the prose behind the programs ends with the answer that is given.
+    """Whether the prose ends with the answer that is given.
 
-    Where several parts are asked for, several are boxed, and the answer is one of them.
+    Where several parts are asked for, several may be boxed, and the given answer is one of them.
     """
     if not example.answer:
         return None
-    prose = "\n".join(block.text for block in example.blocks if block.kind == "text")
-    closing = example.blocks[-1].text if example.blocks[-1].kind == "text" else ""
-    output = "" if last.error else (last.output.strip().splitlines() or [""])[-1]
-    given = boxed_answers(closing) or [extract_answer(prose, program_output=output)]
-    if any(_same_answer(answer, example.answer) for answer in (*reversed(given), ", ".join(given))):
+    found = _final_answers(example, last)
+    if any(among_answers(answer, example.answer) for answer in (*found, ", ".join(found))):
         return None
+    shown = _short(", ".join(found)) if found != [""] else "missing"
     return ExampleFault(
         "answer_mismatch",
-        f"the final answer is {_short(given[-1])}, and the right one is {_short(example.answer)}",
+        f"the final answer is {shown}, and the right one is {_short(example.answer)}",
     )
+
+
+def _final_answers(example: Example, last: CellResult) -> list[str]:
+    """The boxed answers of the last prose that has any, or the one that is stated."""
+    texts = [block.text for block in example.blocks if block.kind == "text"]
+    for text in reversed(texts):
+        if boxes := boxed_answers(text):
+            return boxes
+    output = "" if last.error else (last.output.strip().splitlines() or [""])[-1]
+    return [extract_answer("\n".join(texts), program_output=output)]
 
 
 def _printed_answers(printed: str) -> list[str]:
@@ -206,22 +213,6 @@ def _printed_answers(printed: str) -> list[str]:
     stated = extract_answer(last)
     numbers = [number.rstrip(",") for number in _NUMBER.findall(last)[-1:]]
     return list(dict.fromkeys([last, printed, stated, *numbers]))
-
-
-def _same_answer(found: str, right: str) -> bool:
-    """The grading of evaluation, or equal when rounded to the digits of the right one."""
-    if not found:
-        return False
-    match = _DECIMAL.fullmatch(right)
-    if match and _NUMBER.fullmatch(found) and "/" not in found:
-        digits = Decimal(1).scaleb(-len(match[1]))
-        value, gold = Decimal(found.replace(",", "")), Decimal(right)
-        if value.adjusted() < 60 and gold in (
-            value.quantize(digits, ROUND_HALF_UP),
-            value.quantize(digits, ROUND_HALF_EVEN),
-        ):
-            return True
-    return grade(found, right)
 
 
 def _short(text: str) -> str:
