@@ -86,21 +86,29 @@ class EvaluateRecipe(Section):
 
 
 def evaluate(
-    recipe: EvaluateRecipe, *, progress: Progress | None = None, backend: Backend | None = None
+    recipe: EvaluateRecipe,
+    *,
+    progress: Progress | None = None,
+    backend: Backend | None = None,
+    unsafe_exec: bool = False,
 ) -> dict[str, Any]:
     """Answers and grades every benchmark in every mode; returns what summary.json holds.
 
     `{"benchmarks": {NAME: {MODE: {"n", "accuracy", ...} or None}}, "skipped": {MODE: reason}}`:
     tool mode is None where no program can be run. `progress` gets (what, done, total), counted in
     generations.
-    `backend` stands in for the recipe's model. Raises DsmError for faults of the recipe's files.
+    `backend` stands in for the recipe's model. `unsafe_exec` runs programs without bubblewrap; it
+    is no key of the recipe, so that no file can ask for it. Raises DsmError for faults of the
+    recipe's files.
     """
     template = load_template(recipe.template)
     benchmarks = {b.name: read_problems(b, limit=recipe.limit) for b in recipe.benchmarks}
     prepare_targets(*(recipe.output / name for name in _FILES))
     skipped: dict[str, str] = {}
-    if "tool" in recipe.modes and not (status := sandbox_status()).available:
-        skipped["tool"] = status.reason
+    if "tool" in recipe.modes and not unsafe_exec:
+        status = sandbox_status()
+        if not status.available:
+            skipped["tool"] = status.reason
     if backend is None:
         backend = TransformersBackend(
             recipe.model,
@@ -114,7 +122,8 @@ def evaluate(
     results: dict[str, dict[str, Any]] = {name: {} for name in benchmarks}
     predictions: list[dict[str, Any]] = []
     tool_runs = "tool" in recipe.modes and not skipped
-    with _open_sandbox(recipe.tool) if tool_runs else nullcontext() as sandbox:
+    open_sandbox = _open_sandbox(recipe.tool, unsafe_exec) if tool_runs else nullcontext()
+    with open_sandbox as sandbox:
         for name, problems in benchmarks.items():
             for mode in recipe.modes:
                 if mode in skipped:
@@ -134,6 +143,7 @@ def evaluate(
         "model": str(recipe.model),
         "template": {"name": template.name, "fingerprint": template.fingerprint},
         "grader": grader_name(),
+        "programs_run_in": _place(unsafe_exec) if tool_runs else None,
     }
     _write(recipe, predictions, summary)
     return summary
@@ -268,8 +278,17 @@ def _write(
     write_json(summary_path, summary)
 
 
-def _open_sandbox(tool: ToolRecipe) -> Sandbox:
-    return Sandbox(timeout_s=tool.timeout_s, memory_mib=tool.memory_mib, workers=tool.workers)
+def _open_sandbox(tool: ToolRecipe, unsafe_exec: bool) -> Sandbox:
+    return Sandbox(
+        timeout_s=tool.timeout_s,
+        memory_mib=tool.memory_mib,
+        workers=tool.workers,
+        unsafe=unsafe_exec,
+    )
+
+
+def _place(unsafe_exec: bool) -> str:
+    return "no sandbox (--unsafe-exec)" if unsafe_exec else "bubblewrap"
 
 
 def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None]:
