@@ -3,7 +3,7 @@
 Runs as process 1 of its namespace, so that no program can signal it, by a bare interpreter with
 the standard library only. Its arguments: `bubblewrap` or `unsafe`, the folder in which programs
 run, and the folders of packages that they may import. `unsafe` is the same without namespaces:
-the driver dies with its parent, a root user's programs run as nobody.
+the driver dies with its parent, and programs of root run as nobody.
 A message is a length (4 bytes, big endian) and JSON. Requests: program, timeout_s, memory_mib.
 Responses: stdout, error, timed_out, and last (the driver gives up; start another).
 """
@@ -17,6 +17,7 @@ import select
 import shutil
 import signal
 import site
+import struct
 import sys
 import time
 import traceback
@@ -32,7 +33,9 @@ _MAX_PROCESSES = 64
 _MAX_LEFTOVERS = 100  # entries in its folder that are worth deleting one by one
 _ERROR_FD = 3
 _NOBODY = 65534
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS = 1, 8
+_CAPABILITY_VERSION = 0x20080522
+_CAP_DAC_READ_SEARCH = 2
 # Run here, once, when a program names the package: every later fork has for nothing what it
 # imports, and sympy's own imports and caches at first use (0.2 s a program otherwise).
 _SYMPY_FIRST_USE = """
@@ -57,7 +60,7 @@ def main() -> None:
         _die_with_parent()
         if os.getuid() == 0:
             os.chown(folder, _NOBODY, _NOBODY)
-    _write_message(responses, {"ready": _check_child(folder, packages, unsafe=unsafe)})
+    _write_message(responses, {"ready": _check_child(folder, unsafe=unsafe)})
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     while (request := _read_message(requests)) is not None:
@@ -161,11 +164,24 @@ def _confine(*, unsafe: bool) -> None:
     """No privileges and few system calls from here on."""
     if unsafe:
         if os.getuid() == 0:
-            os.setgroups([])
-            os.setresgid(_NOBODY, _NOBODY, _NOBODY)
-            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+            _become_nobody()
         _die_with_parent()  # after the change of user, which takes it back
     seccomp_filter.install(os.getpid())
+
+
+def _become_nobody() -> None:
+    """Gives up root but, where it can be kept, the right to read: Python may lie in /root."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    for kept in (1 << _CAP_DAC_READ_SEARCH, 0):
+        header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+        # Effective, permitted, inheritable; then the same for capabilities from 32 on.
+        if libc.capset(header, struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0:
+            return
+    raise OSError("capset: root's capabilities cannot be given up")
 
 
 def _die_with_parent() -> None:
@@ -221,16 +237,17 @@ def _join_threads() -> None:
                 thread.join()
 
 
-def _check_child(folder: str, packages: list[str], *, unsafe: bool) -> str:
+def _check_child(folder: str, *, unsafe: bool) -> str:
     """Becomes what programs become, in a process of its own; "" where that works."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
             _confine(unsafe=unsafe)
-            for path in (folder, *packages):
+            for path in (folder, *filter(os.path.isdir, sys.path)):
                 os.listdir(path)  # noqa: PTH208
-        except OSError as error:
+            import socket  # noqa: F401 - nothing has loaded it: can modules be loaded at all?
+        except (OSError, ImportError) as error:
             os.write(write, str(error).encode())
         finally:
             os._exit(0)

@@ -288,7 +288,7 @@ class _Driver:
 
 def _why_not(problem: str, *, unsafe: bool) -> str:
     if unsafe:
-        return f"the driver does not start ({problem})"
+        return f"programs do not start as this user ({problem}): try another user"
     return (
         f"bwrap refuses to start ({problem}): allow unprivileged user namespaces here "
         "(in docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined)"
