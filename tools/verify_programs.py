@@ -71,7 +71,7 @@ def _verify(title: str, examples: Sequence[Example], workers: int) -> list[dict[
     causes: Counter[str] = Counter()
     rejects: list[dict[str, Any]] = []
     with Sandbox(workers=workers) as sandbox:
-        sandbox.run(["import numpy, sympy"] * workers)  # starting is not what is timed
+        sandbox.run([_warm_up(examples)] * workers)  # starting is not what is timed
         verifier = ProgramVerifier(sandbox)
         started = time.monotonic()
         for start in range(0, len(examples), _BATCH_EXAMPLES):
@@ -89,6 +89,12 @@ def _verify(title: str, examples: Sequence[Example], workers: int) -> list[dict[
         flush=True,
     )
     return rejects
+
+
+def _warm_up(examples: Sequence[Example]) -> str:
+    codes = [block.text for example in examples for block in example.blocks]
+    names = [name for name in ("numpy", "sympy") if any(name in code for code in codes)]
+    return f"import {', '.join(names)}" if names else "pass"
 
 
 def _reject(example: Example, fault: ExampleFault) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _OPTION = re.compile(r"^\(?[a-zA-Z]\)\s*")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
 _BRACKETS = re.compile(r"(?:\\left)?[\[(](.*)(?:\\right)?[\])]", re.DOTALL)
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_DECIMAL = re.compile(r"-?\d+\.(\d+)")
+_DECIMAL = re.compile(r"-?\d[\d,]*(?:\.(\d+))?(?:[eE]([-+]?\d{1,2}))?")
 _FRACTION = re.compile(r"(-?)\s*(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 
 
@@ -66,6 +66,7 @@ def _unbracketed(text: str) -> str:
 
 
 def _rounded_alike(found: str, given: str) -> bool:
+    found, given = found.strip().strip("$"), given.strip().strip("$")
     first, second = _value(found), _value(given)
     if first is None or second is None:
         return False
@@ -79,23 +80,21 @@ def _rounded_alike(found: str, given: str) -> bool:
 
 def _rounds_to(exact: Fraction, rounded: Fraction, num_digits: int) -> bool:
     """Halves may go either way; so may what a float's last bit decides."""
-    half = Fraction(1, 2 * 10**num_digits)
+    half = Fraction(1, 2) / Fraction(10) ** num_digits
     return abs(exact - rounded) <= half + half / 10**6
 
 
 def _num_digits(text: str) -> int | None:
     """Decimals behind the point; 0 of an integer, None of a fraction, which is exact."""
-    if match := _DECIMAL.fullmatch(text.replace(",", "")):
-        return len(match[1])
-    return 0 if "/" not in text and "frac" not in text else None
+    match = _DECIMAL.fullmatch(text)
+    return len(match[1] or "") - int(match[2] or 0) if match else None
 
 
 def _value(text: str) -> Fraction | None:
-    text = text.strip().replace("$", "")
     if len(text) > _MAX_CHARACTERS:
         return None
     if match := _FRACTION.fullmatch(text):
         numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
         sign = -1 if match[1] else 1
         return Fraction(sign * numerator, denominator) if denominator else None
-    return Fraction(text.replace(",", "")) if _NUMBER.fullmatch(text) else None
+    return Fraction(text.replace(",", "")) if _DECIMAL.fullmatch(text) else None

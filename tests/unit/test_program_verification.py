@@ -93,6 +93,9 @@ def test_a_chain_of_thought_is_not_run() -> None:
         ("4.23456789\n", "4.23", None),
         ("0.125\n", "0.13", None),  # halves either way
         ("0.125\n", "0.12", None),
+        ("2.0107452e-06\n", "2.0107e-06", None),
+        ("2.0109e-06\n", "2.0107e-06", "answer_mismatch"),
+        ("6e-7\n", "0.0000006", None),
         ("13\n", "12", "answer_mismatch"),
         ("12.4\n", "12", "answer_mismatch"),
         ("4.26\n", "4.2", "answer_mismatch"),
