@@ -153,12 +153,14 @@ def _left_behind(tree: ast.Module) -> str | None:
     return None
 
 
-def _outside_functions(node: ast.AST) -> Iterator[ast.AST]:
+def _outside_functions(tree: ast.Module) -> Iterator[ast.AST]:
     """The nodes that run as the program is read from top to bottom."""
-    for child in ast.iter_child_nodes(node):
-        if not isinstance(child, ast.FunctionDef | ast.Lambda | ast.ClassDef):
-            yield child
-            yield from _outside_functions(child)
+    left: list[ast.AST] = [tree]
+    while left:
+        for child in ast.iter_child_nodes(left.pop()):
+            if not isinstance(child, ast.FunctionDef | ast.Lambda | ast.ClassDef):
+                yield child
+                left.append(child)
 
 
 def _mark(cells: Sequence[str]) -> str:

@@ -31,6 +31,7 @@ from dsm_engine.programs import (
 from dsm_engine.sandbox import ProgramResult
 
 _MAX_SHOWN = 80
+_MAX_ANSWER_CHARACTERS = 1000  # of a printed line: answers are short, and searching long ones slow
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:[eE][-+]?\d+)?")
 
 
@@ -209,7 +210,7 @@ def _final_answers(example: Example, last: CellResult) -> list[str]:
 
 def _printed_answers(printed: str) -> list[str]:
     """What may be the answer in an output: its last line, all of it, its last number."""
-    last = printed.splitlines()[-1].strip()
+    last = printed.splitlines()[-1].strip()[-_MAX_ANSWER_CHARACTERS:]
     stated = extract_answer(last)
     numbers = [number.rstrip(",") for number in _NUMBER.findall(last)[-1:]]
     return list(dict.fromkeys([last, printed, stated, *numbers]))

@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import wait
 from threading import Lock
 from types import TracebackType
@@ -114,7 +115,7 @@ class Sandbox:
         self._drivers: list[_Driver | None] = [None] * workers
         self._lock = Lock()
 
-    @property
+    @cached_property
     def conditions(self) -> str:
         """All that a result depends on besides the program, in one line."""
         versions = " ".join(f"{name} {version}" for name, version in package_versions().items())

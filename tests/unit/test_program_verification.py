@@ -213,6 +213,25 @@ def test_programs_that_are_alike_run_once() -> None:
     assert len(runner.ran) == 1
 
 
+def test_programs_and_outputs_of_any_size_and_kind_are_judged() -> None:
+    codes = ["+".join(["a"] * 4000), "(" * 500, "\0", "\ud800", "def f(:", ""]
+    printed = [
+        "x" * 65536,
+        "The answer is" + " " * 65000,
+        "9" * 65536,
+        "1e999999999",
+        "$",
+        "{" * 999,
+    ]
+    runner = Runner(lambda program: result(printed[codes.index(program)]))
+    examples = [example("pot", program(code), answer="7") for code in codes]
+    faults = ProgramVerifier(runner).verify(examples)
+    assert [fault and fault.cause for fault in faults] == ["answer_mismatch"] * len(codes)
+    blocks = ((program(code), output(text)) for code, text in zip(codes, printed, strict=True))
+    scripts = [example("tir", *pair, text(r"\boxed{7}"), answer="7") for pair in blocks]
+    assert ProgramVerifier(runner).verify(scripts) == [None] * len(codes)
+
+
 def test_what_the_cache_knows_is_not_run(tmp_path: Path) -> None:
     right = example("pot", program("print(4)"), answer="4")
     wrong = example("pot", program("print(4)"), answer="5")
