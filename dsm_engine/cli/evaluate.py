@@ -5,6 +5,7 @@ dsm evaluate configs/evaluate.yaml model=exported modes=[cot] limit=20
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from dsm_engine.cli.quiet import quiet_megatron
@@ -14,6 +15,11 @@ from dsm_engine.cli.recipe_arguments import add_recipe_arguments
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     add_recipe_arguments(parser)
+    parser.add_argument(
+        "--unsafe-exec",
+        action="store_true",
+        help="run the model's programs WITHOUT a sandbox, where there is no bubblewrap",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -22,12 +28,17 @@ def run(arguments: argparse.Namespace) -> None:
     from dsm_engine.cli.terminal import ProgressLine, console
     from dsm_engine.evaluation.evaluate import EvaluateRecipe, evaluate
     from dsm_engine.recipes import load_recipe
+    from dsm_engine.sandbox import UNSAFE_WARNING
 
     recipe = load_recipe(Path(arguments.recipe), arguments.overrides, EvaluateRecipe)
+    if arguments.unsafe_exec:
+        print(UNSAFE_WARNING, file=sys.stderr)  # noqa: T201
     replaced = (recipe.output / "summary.json").exists()
     with ProgressLine("evaluate (generations)") as line:
         summary = evaluate(
-            recipe, progress=lambda what, done, total: line.update(done, total, what)
+            recipe,
+            progress=lambda what, done, total: line.update(done, total, what),
+            unsafe_exec=arguments.unsafe_exec,
         )
     show = console()
     for name, modes in summary["benchmarks"].items():

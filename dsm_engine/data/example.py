@@ -43,6 +43,8 @@ class Example:
     source: str
     topic: str = ""
     licence: str = ""
+    notebook: bool = False
+    """Its programs are cells of a notebook: names live on, last expressions are displayed."""
 
 
 class ExampleFault(DsmError):

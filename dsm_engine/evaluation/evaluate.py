@@ -14,12 +14,12 @@ from dsm_engine.data.templates import Template, load_template
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.evaluation.backend import Backend, GenerationParams, Prompt
-from dsm_engine.evaluation.grading import extract_answer, grade, grader_name
 from dsm_engine.evaluation.problems import BenchmarkRecipe, Problem, read_problems
-from dsm_engine.evaluation.programs import final_output
 from dsm_engine.evaluation.tool_loop import Answer, Handover, answer_with_tools
 from dsm_engine.evaluation.transformers_backend import Precision, TransformersBackend
 from dsm_engine.files import atomic_file, write_json
+from dsm_engine.grading import extract_answer, grade, grader_name
+from dsm_engine.programs import final_output
 from dsm_engine.recipes import Section, dump_yaml
 from dsm_engine.sandbox import Sandbox, sandbox_status
 from dsm_engine.targets import prepare_targets
@@ -87,22 +87,30 @@ class EvaluateRecipe(Section):
 
 
 def evaluate(
-    recipe: EvaluateRecipe, *, progress: Progress | None = None, backend: Backend | None = None
+    recipe: EvaluateRecipe,
+    *,
+    progress: Progress | None = None,
+    backend: Backend | None = None,
+    unsafe_exec: bool = False,
 ) -> dict[str, Any]:
     """Answers and grades every benchmark in every mode; returns what summary.json holds.
 
     `{"benchmarks": {NAME: {MODE: {"n", "accuracy", ...} or None}}, "skipped": {MODE: reason}}`:
     tool mode is None where no program can be run. `progress` gets (what, done, total), counted in
     generations.
-    `backend` stands in for the recipe's model. Raises DsmError for faults of the recipe's files.
+    `backend` stands in for the recipe's model. `unsafe_exec` runs programs without bubblewrap; it
+    is no key of the recipe, so that no file can ask for it. Raises DsmError for faults of the
+    recipe's files.
     """
     benchmarks = {b.name: read_problems(b, limit=recipe.limit) for b in recipe.benchmarks}
     prepare_targets(*(recipe.output / name for name in _FILES))
     tokenizer = _tokenizer(recipe, needed=backend is None)
     template = load_template(recipe.template, tokenizer)
     skipped: dict[str, str] = {}
-    if "tool" in recipe.modes and not (status := sandbox_status()).available:
-        skipped["tool"] = status.reason
+    if "tool" in recipe.modes and not unsafe_exec:
+        status = sandbox_status()
+        if not status.available:
+            skipped["tool"] = status.reason
     if backend is None:
         assert tokenizer is not None
         backend = TransformersBackend(
@@ -119,7 +127,8 @@ def evaluate(
     results: dict[str, dict[str, Any]] = {name: {} for name in benchmarks}
     predictions: list[dict[str, Any]] = []
     tool_runs = "tool" in recipe.modes and not skipped
-    with _open_sandbox(recipe.tool) if tool_runs else nullcontext() as sandbox:
+    open_sandbox = _open_sandbox(recipe.tool, unsafe_exec) if tool_runs else nullcontext()
+    with open_sandbox as sandbox:
         for name, problems in benchmarks.items():
             for mode in recipe.modes:
                 if mode in skipped:
@@ -139,6 +148,7 @@ def evaluate(
         "model": str(recipe.model),
         "template": {"name": template.name, "fingerprint": template.fingerprint},
         "grader": grader_name(),
+        "programs_run_in": _place(unsafe_exec) if tool_runs else None,
     }
     _write(recipe, predictions, summary)
     return summary
@@ -281,8 +291,17 @@ def _write(
     write_json(summary_path, summary)
 
 
-def _open_sandbox(tool: ToolRecipe) -> Sandbox:
-    return Sandbox(timeout_s=tool.timeout_s, memory_mib=tool.memory_mib, workers=tool.workers)
+def _open_sandbox(tool: ToolRecipe, unsafe_exec: bool) -> Sandbox:
+    return Sandbox(
+        timeout_s=tool.timeout_s,
+        memory_mib=tool.memory_mib,
+        workers=tool.workers,
+        unsafe=unsafe_exec,
+    )
+
+
+def _place(unsafe_exec: bool) -> str:
+    return "no sandbox (--unsafe-exec)" if unsafe_exec else "bubblewrap"
 
 
 def _counter(progress: Progress | None, what: str, total: int) -> Callable[[int], None]:

@@ -13,7 +13,7 @@ from dsm_engine.evaluation.backend import (
     GenerationParams,
     Prompt,
 )
-from dsm_engine.evaluation.programs import program_to_run, programs_in, shown_result
+from dsm_engine.programs import program_to_run, programs_in, shown_result
 from dsm_engine.sandbox import ProgramResult
 
 Handover = Literal["program_end", "output_fence"]

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from dsm_engine.data.tokenizers import Tokenizer, encode_prompt
 from dsm_engine.errors import DsmError
 from dsm_engine.evaluation.backend import FinishReason, Generation, GenerationParams, Prompt
-from dsm_engine.evaluation.programs import end_of_first_program
 from dsm_engine.files import read_json
+from dsm_engine.programs import end_of_first_program
 
 if TYPE_CHECKING:
     import torch

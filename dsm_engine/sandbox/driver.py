@@ -1,11 +1,14 @@
 """The driver inside the sandbox: reads programs, forks one process for each, answers.
 
 Runs as process 1 of its namespace, so that no program can signal it, by a bare interpreter with
-the standard library only; its arguments are folders of packages that programs may import.
+the standard library only. Its arguments: `bubblewrap` or `unsafe`, the folder in which programs
+run, and the folders of packages that they may import. `unsafe` is the same without namespaces:
+the driver dies with its parent, and programs of root run as nobody.
 A message is a length (4 bytes, big endian) and JSON. Requests: program, timeout_s, memory_mib.
 Responses: stdout, error, timed_out, and last (the driver gives up; start another).
 """
 
+import ctypes
 import gc
 import json
 import os
@@ -14,6 +17,7 @@ import select
 import shutil
 import signal
 import site
+import struct
 import sys
 import time
 import traceback
@@ -26,41 +30,56 @@ _MAX_ERROR_BYTES = 4096
 _MAX_FILE_BYTES = 8 << 20
 _MAX_OPEN_FILES = 64
 _MAX_PROCESSES = 64
-_MAX_LEFTOVERS = 100  # entries in /tmp that are worth deleting one by one
+_MAX_LEFTOVERS = 100  # entries in its folder that are worth deleting one by one
 _ERROR_FD = 3
+_NOBODY = 65534
+_PR_SET_PDEATHSIG, _PR_SET_KEEPCAPS = 1, 8
+_CAPABILITY_VERSION = 0x20080522
+_CAP_DAC_READ_SEARCH = 2
 # Run here, once, when a program names the package: every later fork has for nothing what it
 # imports, and sympy's own imports and caches at first use (0.2 s a program otherwise).
-_PRELOADED = {
-    "numpy": "import numpy",
-    "sympy": "import sympy as s; x = s.Symbol('x'); s.solve(x**2 - 2, x); s.simplify((x + 1) / x)",
-}
+_SYMPY_FIRST_USE = """
+from sympy import *
+x, y = symbols("x y")
+solve((Eq(2 * x + 3 * y, 5), Eq(x - y, 1)), (x, y)), solve([2.5 * x + y - 5, x - y], [x, y])
+solve(x**2 - 2, x), solve(Eq(x / 2 + 1, 0.5), x), simplify((x + 1) / x + sin(x)**2), N(pi)
+str((factor(x**2 - 1), expand((x + y)**3), diff(x**3, x), integrate(x**2, x), Rational(1, 3)))
+"""
+_PRELOADED = {"numpy": "import numpy", "sympy": _SYMPY_FIRST_USE}
 
 
 def main() -> None:
     requests, responses = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
-    sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]  # noqa: PTH120
-    sys.path += sys.argv[1:]
+    mode, folder, *packages = sys.argv[1:]
+    unsafe = mode == "unsafe"
+    sys.path[:] = [entry for entry in sys.path if entry != os.path.dirname(__file__)]  # noqa: PTH120
+    sys.path += packages
     site.setquit()
-    _write_message(responses, {"ready": _check_filter()})
+    if unsafe:
+        _die_with_parent()
+        if os.getuid() == 0:
+            os.chown(folder, _NOBODY, _NOBODY)
+    _write_message(responses, {"ready": _check_child(folder, unsafe=unsafe)})
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     while (request := _read_message(requests)) is not None:
         _preload(request["program"])
-        response = _run(**request)
-        response["last"] = not _clean_tmp()
+        response = _run(**request, folder=folder, unsafe=unsafe)
+        response["last"] = not _clean(folder)
         _write_message(responses, response)
         if response["last"]:
             return
 
 
-def _run(program: str, timeout_s: float, memory_mib: int) -> dict:
+def _run(program: str, timeout_s: float, memory_mib: int, *, folder: str, unsafe: bool) -> dict:
     deadline = time.monotonic() + timeout_s
     stdout_read, stdout_write = os.pipe()
     error_read, error_write = os.pipe()
     child = os.fork()
     if child == 0:
-        _run_child(program, timeout_s, memory_mib, stdout_write, error_write)
+        fds = (stdout_write, error_write)
+        _run_child(program, timeout_s, memory_mib, fds, folder=folder, unsafe=unsafe)
     os.close(stdout_write)
     os.close(error_write)
     stdout, error = bytearray(), bytearray()
@@ -118,21 +137,58 @@ def _describe_status(status: int) -> str:
 
 
 def _run_child(
-    program: str, timeout_s: float, memory_mib: int, stdout_fd: int, error_fd: int
+    program: str,
+    timeout_s: float,
+    memory_mib: int,
+    fds: tuple[int, int],
+    *,
+    folder: str,
+    unsafe: bool,
 ) -> None:
-    """Becomes the program; never returns."""
+    """Becomes the program; never returns. `fds` are those of its output and of its error."""
     status = 1
     try:
-        os.dup2(stdout_fd, 1)
-        os.dup2(error_fd, _ERROR_FD)
+        os.dup2(fds[0], 1)
+        os.dup2(fds[1], _ERROR_FD)
         os.closerange(_ERROR_FD + 1, 256)
         os.setsid()
-        os.chdir("/tmp")
+        os.chdir(folder)
         _set_limits(timeout_s, memory_mib)
-        seccomp_filter.install(os.getpid())
+        _confine(unsafe=unsafe)
         status = _execute(program)
     finally:
         os._exit(status)
+
+
+def _confine(*, unsafe: bool) -> None:
+    """No privileges and few system calls from here on."""
+    if unsafe:
+        if os.getuid() == 0:
+            _become_nobody()
+        _die_with_parent()  # after the change of user, which takes it back
+    seccomp_filter.install(os.getpid())
+
+
+def _become_nobody() -> None:
+    """Gives up root but, where it can be kept, the right to read: Python may lie in /root."""
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setresgid(_NOBODY, _NOBODY, _NOBODY)
+    os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+    for kept in (1 << _CAP_DAC_READ_SEARCH, 0):
+        header = struct.pack("Ii", _CAPABILITY_VERSION, 0)
+        # Effective, permitted, inheritable; then the same for capabilities from 32 on.
+        if libc.capset(header, struct.pack("6I", kept, kept, 0, 0, 0, 0)) == 0:
+            return
+    raise OSError("capset: root's capabilities cannot be given up")
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _set_limits(timeout_s: float, memory_mib: int) -> None:
@@ -181,14 +237,17 @@ def _join_threads() -> None:
                 thread.join()
 
 
-def _check_filter() -> str:
-    """Tries the filter in a process of its own; "" where it works, else what is wrong."""
+def _check_child(folder: str, *, unsafe: bool) -> str:
+    """Becomes what programs become, in a process of its own; "" where that works."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            seccomp_filter.install(os.getpid())
-        except OSError as error:
+            _confine(unsafe=unsafe)
+            for path in (folder, *filter(os.path.isdir, sys.path)):
+                os.listdir(path)  # noqa: PTH208
+            import socket  # noqa: F401 - nothing has loaded it: can modules be loaded at all?
+        except (OSError, ImportError) as error:
             os.write(write, str(error).encode())
         finally:
             os._exit(0)
@@ -206,16 +265,17 @@ def _preload(program: str) -> None:
                 exec(first_use, {})
             except ImportError:
                 sys.modules.pop(name, None)  # the program will see the error itself
+            gc.collect()
             gc.freeze()
 
 
-def _clean_tmp() -> bool:
-    """Empties /tmp after a program; False where that would take long or does not work."""
-    entries = os.listdir("/tmp")  # noqa: PTH208
+def _clean(folder: str) -> bool:
+    """Empties the folder after a program; False where that would take long or does not work."""
+    entries = os.listdir(folder)  # noqa: PTH208
     if len(entries) > _MAX_LEFTOVERS:
         return False
     for entry in entries:
-        path = f"/tmp/{entry}"
+        path = f"{folder}/{entry}"
         # A folder may be deep or full: a new sandbox is the faster broom.
         if os.path.isdir(path) and not os.path.islink(path):  # noqa: PTH112, PTH114
             if len(os.listdir(path)):  # noqa: PTH208
@@ -223,7 +283,7 @@ def _clean_tmp() -> bool:
             shutil.rmtree(path, ignore_errors=True)
         else:
             os.unlink(path)  # noqa: PTH108
-    return not os.listdir("/tmp")  # noqa: PTH208
+    return not os.listdir(folder)  # noqa: PTH208
 
 
 def _read_message(fd: int) -> dict | None:

@@ -1,30 +1,46 @@
 """Programs in, what they printed out: several drivers, each in a bubblewrap of its own.
 
 A program runs without network, without the machine's files, with limits on time, memory, output,
-files and processes. There is no way to run one without the sandbox: where bubblewrap is missing,
-`Sandbox()` raises and `sandbox_status()` says what to install.
+files and processes. Where bubblewrap is missing, `Sandbox()` raises and `sandbox_status()` says
+what to install; `Sandbox(unsafe=True)` runs programs without it, which nothing does by itself.
 """
 
 import json
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from multiprocessing.connection import wait
 from threading import Lock
 from types import TracebackType
 from typing import Any
 
 from dsm_engine.errors import DsmError
-from dsm_engine.sandbox.bubblewrap import driver_command, find_bwrap
+from dsm_engine.sandbox.commands import (
+    DRIVER_ENVIRONMENT,
+    driver_command,
+    find_bwrap,
+    package_versions,
+    unsafe_driver_command,
+)
 
+UNSAFE_WARNING = (
+    "WARNING: --unsafe-exec: programs that nobody has read run on this machine WITHOUT a sandbox; "
+    "they can read every file you can read, and write many"
+)
+DRIVER_VERSION = 1
+"""Raised whenever a program may give another result under a newer driver."""
 _START_TIMEOUT_S = 30.0
 _GRACE_S = 15.0  # beyond a program's own time-out: the driver's imports, a loaded machine
 _MAX_PROGRAM_BYTES = 1 << 20
 _MAX_RESPONSE_BYTES = 4 << 20
+_SANDBOX_ENDED = "the program ended its sandbox"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +52,12 @@ class ProgramResult:
     error: str
     """The last line of its traceback, or what ended it; "" where it ended well."""
     timed_out: bool
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the program ended by itself: time and signals are the machine's doing as well."""
+        by_machine = ("killed by signal", _SANDBOX_ENDED)
+        return not self.timed_out and not self.error.startswith(by_machine)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,12 +73,11 @@ def sandbox_status() -> SandboxStatus:
     """Tries the sandbox: starts one driver and ends it (about 0.1 s)."""
     if platform.system() != "Linux":
         return SandboxStatus(available=False, reason="the sandbox needs Linux (bubblewrap)")
-    bwrap = find_bwrap()
-    if bwrap is None:
+    if find_bwrap() is None:
         reason = "bwrap is not installed: apt-get install bubblewrap"
         return SandboxStatus(available=False, reason=reason)
     try:
-        _Driver(bwrap).close()
+        _Driver(unsafe=False).close()
     except _StartError as error:
         return SandboxStatus(available=False, reason=str(error))
     return SandboxStatus(available=True, reason="")
@@ -65,25 +86,42 @@ def sandbox_status() -> SandboxStatus:
 class Sandbox:
     """Runs batches of programs in `workers` sandboxes at a time.
 
-    `timeout_s` is each program's wall-clock limit, `memory_mib` its address space. Raises DsmError
-    where the sandbox is not available. A context manager; not to be shared by processes.
+    `timeout_s` is each program's wall-clock limit, `memory_mib` its address space. `unsafe` is the
+    same drivers and limits without bubblewrap: for callers that print UNSAFE_WARNING and were told
+    to by name. Raises DsmError where the sandbox is not available.
+
+    A context manager. Not to be shared by processes; a process forked from another may make its
+    own. The drivers die with the thread that ran the first program.
     """
 
-    def __init__(self, *, timeout_s: float = 10.0, memory_mib: int = 512, workers: int = 2) -> None:
+    def __init__(
+        self,
+        *,
+        timeout_s: float = 10.0,
+        memory_mib: int = 512,
+        workers: int = 2,
+        unsafe: bool = False,
+    ) -> None:
         if timeout_s <= 0 or memory_mib < 64 or workers < 1:
             raise DsmError(
                 "sandbox: timeout_s must be above 0, memory_mib at least 64, workers at least 1 "
                 f"(found {timeout_s}, {memory_mib}, {workers})"
             )
-        status = sandbox_status()
-        bwrap = find_bwrap()
-        if not status.available or bwrap is None:
+        if not unsafe and not (status := sandbox_status()).available:
             raise DsmError(f"programs cannot be run: {status.reason}")
-        self._bwrap = bwrap
+        self._unsafe = unsafe
         self._timeout_s = timeout_s
         self._memory_mib = memory_mib
         self._drivers: list[_Driver | None] = [None] * workers
         self._lock = Lock()
+
+    @cached_property
+    def conditions(self) -> str:
+        """All that a result depends on besides the program, in one line."""
+        versions = " ".join(f"{name} {version}" for name, version in package_versions().items())
+        limits = f"{self._timeout_s:g} s, {self._memory_mib} MiB"
+        place = "no sandbox" if self._unsafe else "bubblewrap"
+        return f"driver {DRIVER_VERSION}, {versions}; {limits}; {place}"
 
     def run(self, programs: Sequence[str]) -> list[ProgramResult]:
         """Runs the programs, each by itself, and returns their results in order."""
@@ -129,7 +167,7 @@ class Sandbox:
             return ProgramResult(stdout="", error=error, timed_out=False)
         for _ in range(2):  # a driver may have died since; a fresh one takes the program
             try:
-                driver = self._drivers[driver_idx] or _Driver(self._bwrap)
+                driver = self._drivers[driver_idx] or _Driver(unsafe=self._unsafe)
             except _StartError as error:
                 raise DsmError(f"programs cannot be run: {error}") from error
             self._drivers[driver_idx] = driver
@@ -176,16 +214,18 @@ class _StartError(Exception):
 
 
 class _Driver:
-    """One bubblewrap process and the conversation with the driver in it."""
+    """One bubblewrap process, or a bare one, and the conversation with the driver in it."""
 
-    def __init__(self, bwrap: str) -> None:
+    def __init__(self, *, unsafe: bool) -> None:
+        self._folder = tempfile.mkdtemp(prefix="dsm-programs-") if unsafe else None
         self._process = subprocess.Popen(
-            driver_command(bwrap),
+            driver_command() if self._folder is None else unsafe_driver_command(self._folder),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
             bufsize=0,
+            env=DRIVER_ENVIRONMENT,
         )
         self._received = bytearray()
         self.deadline = time.monotonic() + _START_TIMEOUT_S
@@ -193,10 +233,7 @@ class _Driver:
         if hello is None or hello["ready"] != "":
             problem = hello["ready"] if hello else self._last_words()
             self.close()
-            raise _StartError(
-                f"bwrap refuses to start ({problem}): allow unprivileged user namespaces here "
-                "(in docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined)"
-            )
+            raise _StartError(_why_not(problem, unsafe=unsafe))
 
     def fileno(self) -> int:
         assert self._process.stdout is not None
@@ -216,8 +253,7 @@ class _Driver:
         self._received += chunk
         size = int.from_bytes(self._received[:4], "big") if len(self._received) >= 4 else 0
         if not chunk or size > _MAX_RESPONSE_BYTES:
-            error = "the program ended its sandbox"
-            return {"stdout": "", "error": error, "timed_out": False, "last": True}
+            return {"stdout": "", "error": _SANDBOX_ENDED, "timed_out": False, "last": True}
         if not size or len(self._received) < 4 + size:
             return None
         body = bytes(self._received[4 : 4 + size])
@@ -225,13 +261,15 @@ class _Driver:
         return json.loads(body)
 
     def close(self) -> None:
-        """Kills bubblewrap; the kernel kills all that ran in its namespaces."""
+        """Kills bubblewrap or the bare driver; the kernel kills all that it has started."""
         with suppress(ProcessLookupError):
             self._process.kill()
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             pipe.close()
         self._process.wait()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _first_message(self) -> dict[str, Any] | None:
         while True:
@@ -247,3 +285,12 @@ class _Driver:
         assert self._process.stderr is not None
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         return lines[-1] if lines else "no message"
+
+
+def _why_not(problem: str, *, unsafe: bool) -> str:
+    if unsafe:
+        return f"programs do not start as this user ({problem}): try another user"
+    return (
+        f"bwrap refuses to start ({problem}): allow unprivileged user namespaces here "
+        "(in docker: --security-opt seccomp=unconfined --security-opt apparmor=unconfined)"
+    )

@@ -64,6 +64,7 @@ _DENIED = {
 }
 _CLONE, _CLONE3 = (56, 220), (435, 435)
 _ON_ITSELF_ONLY = {"kill": (62, 129), "tgkill": (234, 131), "prlimit64": (302, 261)}
+_libc = ctypes.CDLL(None, use_errno=True)  # opened once: every program's process installs a filter
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 
 
@@ -73,14 +74,13 @@ class _FilterProgram(ctypes.Structure):
 
 def install(pid: int) -> None:
     """Puts the filter on the calling process, whose id is `pid`. Raises OSError where it cannot."""
-    libc = ctypes.CDLL(None, use_errno=True)
     instructions = _filter(platform.machine(), pid)
     program = _FilterProgram(len(instructions) // 8, instructions)
     for arguments in (
         (_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
         (_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, ctypes.byref(program), 0, 0),
     ):
-        if libc.prctl(*arguments) != 0:
+        if _libc.prctl(*arguments) != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"prctl: {errno.errorcode.get(number, number)}")
 

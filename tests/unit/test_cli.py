@@ -133,7 +133,7 @@ def test_evaluate_says_when_it_replaces_an_earlier_evaluation(tmp_path, monkeypa
     from dsm_engine.evaluation import evaluate as module
 
     summary = {"benchmarks": {}, "skipped": {}}
-    monkeypatch.setattr(module, "evaluate", lambda recipe, progress: summary)
+    monkeypatch.setattr(module, "evaluate", lambda recipe, progress, unsafe_exec: summary)
     recipe = tmp_path / "evaluate.yaml"
     recipe.write_text(f"model: m\nbenchmarks: [b.jsonl]\noutput: {tmp_path / 'out'}\n")
     assert main(["evaluate", str(recipe)]) == 0
@@ -142,3 +142,23 @@ def test_evaluate_says_when_it_replaces_an_earlier_evaluation(tmp_path, monkeypa
     (tmp_path / "out" / "summary.json").write_text("{}")
     assert main(["evaluate", str(recipe)]) == 0
     assert "replaced the evaluation" in capsys.readouterr().out
+
+
+def test_unsafe_exec_is_warned_of_and_never_the_default(tmp_path, monkeypatch, capsys):
+    from dsm_engine.evaluation import evaluate as module
+
+    asked: list[bool] = []
+
+    def evaluate(recipe, progress, unsafe_exec):
+        asked.append(unsafe_exec)
+        return {"benchmarks": {}, "skipped": {}}
+
+    monkeypatch.setattr(module, "evaluate", evaluate)
+    recipe = tmp_path / "evaluate.yaml"
+    recipe.write_text(f"model: m\nbenchmarks: [b.jsonl]\noutput: {tmp_path / 'out'}\n")
+    assert main(["evaluate", str(recipe)]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["evaluate", str(recipe), "--unsafe-exec"]) == 0
+    warning = capsys.readouterr().err
+    assert warning.startswith("WARNING: --unsafe-exec") and warning.count("\n") == 1
+    assert asked == [False, True]

@@ -170,6 +170,22 @@ class TestEvaluate:
         assert summary["benchmarks"]["held"]["tool"] is None
         assert summary["benchmarks"]["held"]["cot"]["n"] == 2
         assert summary["skipped"] == {"tool": "bwrap is not installed"}
+        assert summary["programs_run_in"] is None
+
+    def test_without_a_sandbox_programs_run_where_that_is_asked_for_by_name(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))  # no bwrap there
+        backend = ScriptedBackend({"6 * 7?\nPlease integrate": " ```python\nprint(6 * 7)\n```"})
+        recipe = make_recipe(tmp_path, modes=["tool"], limit=1)
+        summary = evaluate(recipe, backend=backend, unsafe_exec=True)
+        assert summary["benchmarks"]["held"]["tool"]["accuracy_program_output"] == 1.0
+        assert summary["programs_run_in"] == "no sandbox (--unsafe-exec)"
+
+    def test_no_recipe_can_ask_for_programs_without_a_sandbox(self, tmp_path: Path) -> None:
+        for values in ({"unsafe_exec": True}, {"tool": {"unsafe": True}}):
+            with pytest.raises(DsmError, match="unsafe"):
+                make_recipe(tmp_path, **values)
 
     @pytest.mark.parametrize(
         ("values", "message"),

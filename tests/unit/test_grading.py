@@ -2,8 +2,8 @@ r"""Grading: which answer a text gives, and which answers are the same."""
 
 import pytest
 
-from dsm_engine.evaluation import grading
-from dsm_engine.evaluation.grading import boxed_answers, extract_answer, grade
+from dsm_engine import grading
+from dsm_engine.grading import boxed_answers, extract_answer, grade
 
 
 @pytest.mark.parametrize(

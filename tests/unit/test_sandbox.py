@@ -1,14 +1,18 @@
 """The sandbox: what ordinary programs get back, and what happens where there is no bubblewrap."""
 
+import multiprocessing
 import os
 import stat
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dsm_engine.errors import DsmError
-from dsm_engine.sandbox import Sandbox, sandbox_status
+from dsm_engine.sandbox import ProgramResult, Sandbox, sandbox_status
 from dsm_engine.sandbox.seccomp_filter import _filter
 
 STATUS = sandbox_status()
@@ -105,6 +109,139 @@ def test_a_closed_sandbox_starts_again_when_used(sandbox: Sandbox) -> None:
         assert other.run(["print(1)"])[0].stdout == "1\n"
         other.close()
         assert other.run(["print(2)"])[0].stdout == "2\n"
+
+
+@pytest.fixture(scope="module")
+def unsafe() -> Iterator[Sandbox]:
+    with Sandbox(timeout_s=2, memory_mib=256, workers=1, unsafe=True) as opened:
+        yield opened
+
+
+def test_unsafe_needs_no_bubblewrap_and_keeps_the_limits(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with Sandbox(timeout_s=2, memory_mib=256, workers=2, unsafe=True) as sandbox:
+        programs = ["print(6 * 7)", "while True: pass", "x = 'a' * 10**9", "while True: print(1)"]
+        right, endless, huge, wordy = sandbox.run(programs)
+    assert right == ProgramResult(stdout="42\n", error="", timed_out=False)
+    assert endless.timed_out and huge.error == "MemoryError"
+    assert wordy.timed_out and len(wordy.stdout) <= 64 * 1024
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os\nos.fork()",
+        "import os\nos.kill(os.getppid(), 9)",
+        "import socket\nsocket.socket()",
+        "import subprocess\nsubprocess.run(['/usr/bin/id'])",
+        "import os\nos.setuid(0)" if os.getuid() == 0 else "import os\nos.chroot('/tmp')",
+    ],
+)
+def test_unsafe_still_refuses_what_the_filter_refuses(unsafe: Sandbox, program: str) -> None:
+    assert "PermissionError" in unsafe.run([program])[0].error
+
+
+def test_unsafe_programs_see_nothing_of_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("API_TOKEN", "secret-4711")
+    with Sandbox(timeout_s=2, workers=1, unsafe=True) as sandbox:
+        assert "secret-4711" not in sandbox.run(["import os\nprint(os.environ)"])[0].stdout
+
+
+def test_unsafe_programs_work_in_a_folder_of_their_own_that_goes(unsafe: Sandbox) -> None:
+    code = "import os; print(os.getcwd(), os.listdir()); open('left', 'w').close()"
+    with Sandbox(timeout_s=2, workers=1, unsafe=True) as sandbox:
+        first, second = sandbox.run([code, code])
+        folder, _, listing = first.stdout.strip().partition(" ")
+        assert second.stdout == first.stdout and listing == "[]"
+        assert Path(folder).is_dir() and Path(folder).name.startswith("dsm-programs-")
+    assert not Path(folder).exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root has privileges to drop")
+def test_unsafe_programs_of_root_run_as_nobody(unsafe: Sandbox) -> None:
+    code = "import os; print(os.getresuid(), os.getresgid(), os.getgroups()); open('/usr/x', 'w')"
+    (result,) = unsafe.run([code])
+    assert result.stdout == "(65534, 65534, 65534) (65534, 65534, 65534) []\n"
+    assert result.error.startswith("PermissionError")
+
+
+def test_results_under_other_conditions_are_told_apart() -> None:
+    sandboxes = [Sandbox(unsafe=True), Sandbox(unsafe=True, timeout_s=1)]
+    if STATUS.available:
+        sandboxes.append(Sandbox())
+    conditions = [sandbox.conditions for sandbox in sandboxes]
+    assert len(set(conditions)) == len(conditions)
+    assert "python 3." in conditions[0] and "numpy" in conditions[0]
+
+
+def _run_in_worker(unsafe: bool) -> str:
+    with Sandbox(workers=1, unsafe=unsafe) as sandbox:
+        return sandbox.run(["print(6 * 7)"])[0].stdout
+
+
+MODES = [pytest.param(False, marks=needs_bwrap, id="bubblewrap"), pytest.param(True, id="unsafe")]
+
+
+@pytest.mark.parametrize("without_bwrap", MODES)
+def test_forked_workers_have_sandboxes_of_their_own(without_bwrap: bool) -> None:
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map(_run_in_worker, [without_bwrap] * 4) == ["42\n"] * 4
+
+
+@pytest.mark.parametrize("without_bwrap", MODES)
+def test_a_killed_worker_leaves_no_process_behind(without_bwrap: bool) -> None:
+    script = (
+        "import os, threading, time\n"
+        "from dsm_engine.sandbox import Sandbox\n"
+        "def tell():\n"
+        "    time.sleep(1.5)\n"
+        "    print(flush=True)\n"
+        "if os.fork() == 0:\n"
+        "    os.setsid()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    threading.Thread(target=tell, daemon=True).start()\n"
+        f"    Sandbox(timeout_s=60, workers=2, unsafe={without_bwrap}).run(\n"
+        "        ['while True: pass', 'import time; time.sleep(60)'])\n"
+        "os.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = int(parent.stdout.readline())
+    parent.stdout.readline()  # both programs run
+    family = _descendants(worker)
+    assert len(family) >= 4  # two drivers and their programs at least
+    os.kill(worker, 9)
+    parent.wait()
+    parent.stdout.close()
+    deadline = time.monotonic() + 10
+    while (alive := [pid for pid in family if _is_alive(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive
+
+
+def _descendants(pid: int) -> list[int]:
+    parents: dict[int, int] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat_text = (folder / "stat").read_text()
+        except OSError:
+            continue
+        parents[int(folder.name)] = int(stat_text.rpartition(")")[2].split()[1])
+    found = [pid]
+    for member in found:
+        found += [child for child, parent in parents.items() if parent == member]
+    return found[1:]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_without_bubblewrap_nothing_runs_and_the_reason_is_given(

@@ -7,14 +7,14 @@ import pytest
 from dsm_engine.data.segments import Segment
 from dsm_engine.data.templates import load_template
 from dsm_engine.evaluation.backend import Generation, GenerationParams, Prompt
-from dsm_engine.evaluation.programs import (
+from dsm_engine.evaluation.tool_loop import Answer, answer_with_tools
+from dsm_engine.programs import (
     end_of_first_program,
     final_output,
     program_to_run,
     programs_in,
     shown_result,
 )
-from dsm_engine.evaluation.tool_loop import Answer, answer_with_tools
 from dsm_engine.sandbox import ProgramResult
 
 TEMPLATE = load_template("deepseekmath")

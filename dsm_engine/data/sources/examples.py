@@ -10,7 +10,8 @@ from dsm_engine.data.sources.rows import Row, choice, optional_text, text_field
 class ExamplesReader(Reader):
     """`{"id", "question", "blocks": [{"kind", "text"}], "answer", "language", "format", ...}`.
 
-    `source`, `topic` and `licence` may be left out; keys it does not know are ignored.
+    `source`, `topic` and `licence` may be left out, as may `notebook`, true where programs are
+    cells; keys it does not know are ignored.
     """
 
     name = "examples"
@@ -26,7 +27,15 @@ class ExamplesReader(Reader):
             source=optional_text(record, "source") or self.source,
             topic=optional_text(record, "topic"),
             licence=optional_text(record, "licence"),
+            notebook=_flag(record, "notebook"),
         )
+
+
+def _flag(record: dict[str, Any], key: str) -> bool:
+    value = record.get(key, False)
+    if not isinstance(value, bool):
+        raise ExampleFault("bad_value", f"{key!r} is neither true nor false")
+    return value
 
 
 def _blocks(record: dict[str, Any]) -> tuple[Block, ...]:

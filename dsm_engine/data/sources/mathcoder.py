@@ -59,6 +59,7 @@ class MathcoderReader(Reader):
             format=solution_format(blocks),
             source=self.source,
             licence=self.licence,
+            notebook=True,
         )
 
 

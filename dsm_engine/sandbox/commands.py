@@ -1,13 +1,17 @@
-"""The bubblewrap command that starts a driver with nothing of the machine but Python."""
+"""The commands that start a driver: in bubblewrap, with nothing of the machine but Python, or
+without it, where somebody asked for that by name."""
 
 import importlib.util
+import platform
 import shutil
 import sys
+from contextlib import suppress
+from importlib import metadata
 from pathlib import Path
 
 _TMP_BYTES = 16 << 20
 _PACKAGES = ("sympy", "mpmath", "numpy", "scipy")  # programs may import these, where installed
-_ENVIRONMENT = {
+DRIVER_ENVIRONMENT = {
     "PATH": "/usr/bin",
     "HOME": "/tmp",
     "LANG": "C.UTF-8",
@@ -26,12 +30,27 @@ def find_bwrap() -> str | None:
     return shutil.which("bwrap")
 
 
-def driver_command(bwrap: str) -> list[str]:
+def package_versions() -> dict[str, str]:
+    """The interpreter and the packages that programs may import, where installed."""
+    versions = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def driver_command() -> list[str]:
     """The whole command line: every namespace its own, read-only files, no capabilities."""
-    command = [bwrap, "--unshare-all", "--die-with-parent", "--new-session", "--as-pid-1"]
+    command = [
+        find_bwrap() or "bwrap",
+        "--unshare-all",
+        "--die-with-parent",
+        "--new-session",
+        "--as-pid-1",
+    ]
     command += ["--cap-drop", "ALL", "--uid", "65534", "--gid", "65534", "--hostname", "sandbox"]
     command += ["--clearenv"]
-    for name, value in _ENVIRONMENT.items():
+    for name, value in DRIVER_ENVIRONMENT.items():
         command += ["--setenv", name, value]
     for path in ("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives"):
         command += ["--ro-bind-try", path, path]
@@ -48,7 +67,16 @@ def driver_command(bwrap: str) -> list[str]:
     command += ["--dev", "/dev", "--size", str(_TMP_BYTES), "--tmpfs", "/tmp"]
     command += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp"]
     # Not -I: it would ignore PYTHONHASHSEED; the environment is cleared, -s and -S do the rest.
-    return [*command, str(interpreter), "-s", "-S", "/dsm/driver.py", *mounted]
+    command += [str(interpreter), "-s", "-S", "/dsm/driver.py", "bubblewrap", "/tmp"]
+    return [*command, *mounted]
+
+
+def unsafe_driver_command(folder: str) -> list[str]:
+    """The command without bubblewrap; programs run in `folder`, and see all that the user sees."""
+    interpreter, _ = _base_interpreter()
+    driver = Path(__file__).resolve().parent / "driver.py"
+    packages = [str(package) for package in _package_folders()]
+    return [str(interpreter), "-s", "-S", str(driver), "unsafe", folder, *packages]
 
 
 def _base_interpreter() -> tuple[Path, Path]:
