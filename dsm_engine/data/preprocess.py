@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -28,6 +28,7 @@ from dsm_engine.data.preparation.plan import (
     sources_of_plan,
 )
 from dsm_engine.data.preparation.prepare import BlockPreparer
+from dsm_engine.data.preparation.quality import open_verification
 from dsm_engine.data.preparation.resolve import Resolver
 from dsm_engine.data.preparation.workers import Workers, default_workers
 from dsm_engine.data.recipe import PreprocessRecipe
@@ -222,6 +223,9 @@ class _Making:
             opened.sources,
             opened.template,
             None if dry_run else opened.tokenizer,
+            make_verifier=None
+            if dry_run
+            else open_verification(opened.recipe.verification, unsafe_exec=unsafe_exec),
         )
 
     @property
@@ -236,7 +240,10 @@ class _Making:
     @contextmanager
     def parts(self, num_workers: int, progress: Progress | None) -> Iterator[Iterator[Part]]:
         """The shard's parts in order, without their tokens; each stands in the folder."""
-        with Workers[Block, None](self._make, num_workers) as workers:
+        with (
+            closing(self._preparer),
+            Workers[Block, None](self._make, num_workers) as workers,
+        ):
             yield self._in_order(workers, progress or (lambda done, total: None))
 
     def _make(self, block: Block) -> None:

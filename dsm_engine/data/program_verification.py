@@ -43,6 +43,8 @@ class ProgramRunner(Protocol):
         """All that a result depends on besides the program."""
         ...
 
+    def close(self) -> None: ...
+
     def run(self, programs: Sequence[str]) -> list[ProgramResult]:
         """What each program did."""
         ...
@@ -75,6 +77,12 @@ class ProgramVerifier:
             _fault(example, [results[program] for program in group]) if group else None
             for example, group in zip(examples, programs, strict=True)
         ]
+
+    def close(self) -> None:
+        """Ends the runner and closes the cache."""
+        self._runner.close()
+        if self._cache is not None:
+            self._cache.close()
 
     def _run(self, programs: Sequence[str]) -> dict[str, ProgramResult]:
         distinct = list(dict.fromkeys(programs))

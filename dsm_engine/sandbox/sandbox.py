@@ -115,9 +115,13 @@ class Sandbox:
         self._drivers: list[_Driver | None] = [None] * workers
         self._lock = Lock()
 
-    @cached_property
+    @property
     def conditions(self) -> str:
         """All that a result depends on besides the program, in one line."""
+        return self._conditions
+
+    @cached_property
+    def _conditions(self) -> str:
         versions = " ".join(f"{name} {version}" for name, version in package_versions().items())
         limits = f"{self._timeout_s:g} s, {self._memory_mib} MiB"
         place = "no sandbox" if self._unsafe else "bubblewrap"

@@ -12,6 +12,7 @@ from dsm_engine.data.sources.rows import Row, line_rows
 from dsm_engine.errors import DsmError
 
 BLOCK_BYTES = 4 << 20
+_VERIFIED_SHARE = 16  # blocks whose programs are run take longer, and are so many times smaller
 _MAX_ROWS = 32768
 _SCAN_BYTES = 1 << 16
 
@@ -26,6 +27,12 @@ class SourceFile:
     """As it lies on the disk."""
     limit: int | None = None
     """Only this many rows of it."""
+    verified: bool = False
+    """Whether its programs are run."""
+
+    @property
+    def block_bytes(self) -> int:
+        return BLOCK_BYTES // _VERIFIED_SHARE if self.verified else BLOCK_BYTES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +98,7 @@ def _line_blocks(source: SourceFile, source_idx: int, number: int) -> Iterator[B
     with source.path.open("rb") as file:
         begin = 0
         while begin < source.num_bytes:
-            end = _line_end(file, begin + BLOCK_BYTES, source.num_bytes)
+            end = _line_end(file, begin + source.block_bytes, source.num_bytes)
             yield Block(number=number, source_idx=source_idx, position=end, begin=begin, end=end)
             number += 1
             begin = end
@@ -113,16 +120,16 @@ def _line_end(file: BufferedReader, position: int, num_bytes: int) -> int:
 def _row_blocks(source: SourceFile, source_idx: int, number: int) -> Iterator[Block]:
     rows = islice(source.reader.rows(source.path), source.limit)
     for first in rows:
-        taken = tuple(_until_full(chain((first,), rows)))
+        taken = tuple(_until_full(chain((first,), rows), source.block_bytes))
         position = min(taken[-1].position, source.num_bytes)
         yield Block(number=number, source_idx=source_idx, position=position, rows=taken)
         number += 1
 
 
-def _until_full(rows: Iterator[Row]) -> Iterator[Row]:
+def _until_full(rows: Iterator[Row], block_bytes: int) -> Iterator[Row]:
     num_bytes = 0
     for num_rows, row in enumerate(rows, start=1):
         yield row
         num_bytes += len(row.raw)
-        if num_rows >= _MAX_ROWS or num_bytes >= BLOCK_BYTES:
+        if num_rows >= _MAX_ROWS or num_bytes >= block_bytes:
             return

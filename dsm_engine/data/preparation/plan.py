@@ -45,9 +45,7 @@ def open_recipe(recipe: PreprocessRecipe) -> OpenRecipe:
         path = find_file(recipe.sources_folder / source.path)
         num_bytes = _checked_size(path, where)
         refuse_benchmark(reader, path, where)
-        sources.append(
-            SourceFile(path=path, reader=reader, num_bytes=num_bytes, limit=source.limit)
-        )
+        sources.append(_source_file(recipe, source, path, reader, num_bytes))
     return OpenRecipe(recipe=recipe, sources=sources, template=template, tokenizer=tokenizer)
 
 
@@ -81,6 +79,8 @@ def parts_key(plan: dict[str, Any]) -> dict[str, Any]:
     """What of a plan the parts depend on: not what is decided once they stand, so that another
     policy or mixture, chosen after an error, does not cost the work again."""
     recipe = {key: value for key, value in plan["recipe"].items() if key not in _DECIDED_LATER}
+    if recipe["verification"]:
+        recipe["verification"] = {**recipe["verification"], "cache": None}
     recipe["overlong"] = recipe["overlong"] == "truncate"
     recipe["sources"] = [_source_key(source) for source in recipe["sources"]]
     return {**plan, "recipe": recipe}
@@ -95,13 +95,14 @@ def sources_of_plan(plan: dict[str, Any]) -> tuple[PreprocessRecipe, list[Source
     """The recipe of a plan and its sources, whose files need not be here."""
     recipe = PreprocessRecipe.model_validate(plan["recipe"])
     sources = [
-        SourceFile(
-            path=Path(plan["inputs"][idx]["path"]),
-            reader=_reader(source, f"sources.{idx}"),
-            num_bytes=plan["inputs"][idx]["size"],
-            limit=source.limit,
+        _source_file(
+            recipe,
+            source,
+            Path(given["path"]),
+            _reader(source, f"sources.{idx}"),
+            given["size"],
         )
-        for idx, source in enumerate(recipe.sources)
+        for idx, (source, given) in enumerate(zip(recipe.sources, plan["inputs"], strict=True))
     ]
     return recipe, sources
 
@@ -115,6 +116,18 @@ def check_unchanged(opened: OpenRecipe) -> None:
 
 def _reader(source: SourceRecipe, where: str) -> Reader:
     return make_reader(source.reader, source=source.name, options=source.options, where=where)
+
+
+def _source_file(
+    recipe: PreprocessRecipe, source: SourceRecipe, path: Path, reader: Reader, num_bytes: int
+) -> SourceFile:
+    return SourceFile(
+        path=path,
+        reader=reader,
+        num_bytes=num_bytes,
+        limit=source.limit,
+        verified=recipe.verification is not None and source.verify,
+    )
 
 
 def find_file(path: Path) -> Path:

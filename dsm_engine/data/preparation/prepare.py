@@ -37,6 +37,8 @@ class Verifier(Protocol):
 
     def verify(self, examples: Sequence[Example]) -> list[ExampleFault | None]: ...
 
+    def close(self) -> None: ...
+
 
 class Fingerprints(Protocol):
     """What later steps know documents by: an array for each name, [num_documents, ...]."""
@@ -112,6 +114,12 @@ class BlockPreparer:
                 _keep_contaminated(candidates, extra["benchmark"], counts)
         with self._phase("tokenize"):
             return _part(counts, documents, candidates, truncated, extra, self._tokenizer)
+
+    def close(self) -> None:
+        """Ends what runs programs in this process; those of others end with them."""
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None
 
     def _read(self, block: Block, source: SourceFile, counts: PartCounts) -> Iterator[_Candidate]:
         recipe = self._recipe.sources[block.source_idx]
