@@ -19,6 +19,8 @@ class SourceLedger:
     supervised_tokens: int = 0
     unknown_tokens: int = 0
     """Of those tokens: characters the tokenizer does not know."""
+    licences: Counter[str] = field(default_factory=Counter)
+    """licence -> documents kept; empty where it is not known"""
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -29,6 +31,7 @@ class SourceLedger:
             "tokens": self.tokens,
             "supervised_tokens": self.supervised_tokens,
             "unknown_tokens": self.unknown_tokens,
+            "licences": dict(sorted(self.licences.items())),
         }
 
 
@@ -54,6 +57,7 @@ class Ledger:
             total.tokens += counts.tokens
             total.supervised_tokens += counts.supervised_tokens
             total.unknown_tokens += counts.unknown_tokens
+            total.licences.update(counts.licences)
         return total
 
     def check(self) -> None:

@@ -170,6 +170,7 @@ class _Run:
                 topic=example.topic,
             )
             counts.kept += 1
+            counts.licences[example.licence] += 1
             counts.truncated += len(fitted) < len(ids)
             counts.tokens += len(fitted)
             counts.supervised_tokens += sum(end - start for start, end in fitted_spans)
