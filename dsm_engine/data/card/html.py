@@ -44,6 +44,7 @@ table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th { color: var(--dim); font-weight: 500; text-align: left; white-space: nowrap; }
 th, td { padding: .35rem .75rem .35rem 0; border-bottom: 1px solid var(--line);
   vertical-align: top; overflow-wrap: anywhere; }
+td:first-child { min-width: 8rem; }
 .n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 .b { width: 30%; min-width: 8rem; vertical-align: middle; }
 .b i { display: block; height: .7rem; border-radius: .2rem; background: var(--bar); }
