@@ -24,6 +24,7 @@ _COMMANDS = {
     "convert": "checkpoint <-> Hugging Face folder; GGUF -> Hugging Face folder",
     "evaluate": "answer benchmark problems, with and without tools, and grade the answers",
     "inspect": "show documents or packs of a tokenized dataset, supervised tokens marked",
+    "card": "write the dataset card of a tokenized dataset, as Markdown and HTML with plots",
     "verify": "check every checksum and table of a tokenized dataset",
     "doctor": "what is installed here, what works, and how to get what is missing",
     "quickstart": "the whole path on an embedded data set, in a few minutes on a CPU",

@@ -23,6 +23,8 @@ class SourceLedger:
     """Documents beyond one for each row that is kept: a mixture goes through a source again."""
     contaminated_kept: int = 0
     """Of those kept: examples with benchmark text, in a source where that is only reported."""
+    licences: Counter[str] = field(default_factory=Counter)
+    """licence -> rows kept; empty where it is not known"""
 
     @property
     def documents(self) -> int:
@@ -39,6 +41,7 @@ class SourceLedger:
             "unknown_tokens": self.unknown_tokens,
             "repeated": self.repeated,
             "contaminated_kept": self.contaminated_kept,
+            "licences": dict(sorted(self.licences.items())),
         }
 
 
@@ -66,6 +69,7 @@ class Ledger:
             total.unknown_tokens += counts.unknown_tokens
             total.repeated += counts.repeated
             total.contaminated_kept += counts.contaminated_kept
+            total.licences.update(counts.licences)
         return total
 
     def check(self) -> None:

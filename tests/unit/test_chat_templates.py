@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from dsm_engine.data.example import Block, Example, ExampleFault, Format
 from dsm_engine.data.preprocess import preprocess
@@ -75,6 +77,17 @@ def folder(request, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(write_tokenizer(tmp_path_factory.mktemp("own"), "byte_level"))
+
+
+@pytest.fixture(scope="module")
+def in_transformers(byte_level: Tokenizer):
+    """A folder with a ChatML template, and the byte-level tokenizer as transformers loads it."""
+    from transformers import PreTrainedTokenizerFast
+
+    (byte_level.path.parent / "chat.jinja").write_text(CHATML)
+    return byte_level.path.parent, PreTrainedTokenizerFast(
+        tokenizer_file=str(byte_level.path), bos_token="<s>", eos_token="</s>"
+    )
 
 
 def load(folder: Path, jinja: str, tokenizer: Tokenizer, **values) -> Template:
@@ -185,6 +198,24 @@ def test_control_tokens_in_the_users_text_stay_text(tmp_path: Path, folder: Path
         token for token in plain if token in controls
     ]
     assert tokenizer.decode(ids).count(nasty) == 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(question=st.text("ab 1\n?<|_小\t`"), answer=st.text("ab 1\n.<s>小 `{}", min_size=1))
+def test_any_text_has_the_ids_of_transformers(
+    in_transformers, byte_level: Tokenizer, question: str, answer: str
+):
+    folder, theirs = in_transformers
+    template = load_template(folder / "chat.jinja", byte_level)
+    assume(question.strip() and answer.strip() and "<s>" not in answer)
+    segments = template.render(make_example(question=question, blocks=(text(answer),)))
+    messages = [
+        {"role": "user", "content": question.strip()},
+        {"role": "assistant", "content": answer.strip()},
+    ]
+    assert ids_of(byte_level, segments) == theirs.apply_chat_template(
+        messages, chat_template=CHATML, return_dict=False
+    )
 
 
 def test_placeholders_and_jinja_in_a_question_are_plain_text(tmp_path: Path, byte_level: Tokenizer):

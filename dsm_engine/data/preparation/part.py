@@ -50,6 +50,7 @@ class PartCounts:
     names: list[list[str]] = field(default_factory=lambda: [[] for _ in COLUMNS])
     """The values that each column's codes stand for."""
     licences: list[str] = field(default_factory=list)
+    """The values that the documents' licences stand for."""
     faults: list[RowFault] = field(default_factory=list)
     """In the order of the rows."""
     contaminated: list[RowFault] = field(default_factory=list)
@@ -77,6 +78,8 @@ class Part:
     """Bytes of each, [num_documents]."""
     codes: NDArray[np.uint32]
     """[num_documents, columns]"""
+    licences: NDArray[np.uint32]
+    """[num_documents], numbers of the licences in the counts"""
     unknown: NDArray[np.int32]
     """Unknown tokens of each document, [num_documents]."""
     truncated: NDArray[np.bool_]

@@ -260,7 +260,11 @@ def _part(
         values = (example.source, example.language, example.format, example.topic)
         codes[idx] = [n.setdefault(v, len(n)) for n, v in zip(names, values, strict=True)]
     counts.names = [list(n) for n in names]
-    counts.licences = sorted({candidate.example.licence for candidate in candidates} - {""})
+    licences: dict[str, int] = {}
+    licence_codes = [
+        licences.setdefault(candidate.example.licence, len(licences)) for candidate in candidates
+    ]
+    counts.licences = list(licences)
     ids = [candidate.example.id.encode() for candidate in candidates]
     dtype, unk_id = np.dtype(np.int32), None
     if tokenizer is not None:
@@ -275,6 +279,7 @@ def _part(
         ids=np.frombuffer(b"".join(ids), np.uint8),
         id_lengths=np.array([len(id) for id in ids], np.int32),
         codes=codes,
+        licences=np.array(licence_codes, np.uint32),
         unknown=count_tokens(documents, unk_id),
         truncated=truncated,
         rows=np.array([candidate.row_idx for candidate in candidates], np.int32),

@@ -79,7 +79,6 @@ class Resolver:
         self.ledger = Ledger()
         self.survivors: list[Survivors] = []
         self.contamination = Contamination()
-        self.licences: dict[str, set[str]] = {}
         self.num_quarantined = 0
         self._recipe = recipe
         self._sources = sources
@@ -97,7 +96,6 @@ class Resolver:
         """Decides about the next part's rows."""
         counts, ledger = part.counts, self.ledger.source(part.counts.source)
         ledger.read += counts.num_rows
-        self.licences.setdefault(counts.source, set()).update(counts.licences)
         for fault in counts.faults:
             self._reject(fault, part, ledger)
         kept = np.ones(part.num_documents, np.bool_)
