@@ -35,6 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="count what each source would give, without tokens or programs; writes nothing",
     )
+    parser.add_argument("--no-card", action="store_true", help="write no dataset card")
     parser.add_argument(
         "--unsafe-exec",
         action="store_true",
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _make_dataset(recipe: "PreprocessRecipe", arguments: argparse.Namespace) -> None:
-    from dsm_engine.cli.preprocess_report import print_report
+    from dsm_engine.cli.preprocess_report import print_card, print_report
     from dsm_engine.data.preprocess import preprocess
 
     replaced = recipe.output.with_name(recipe.output.name + ".manifest.json").exists()
@@ -71,7 +72,10 @@ def _make_dataset(recipe: "PreprocessRecipe", arguments: argparse.Namespace) -> 
             unsafe_exec=arguments.unsafe_exec,
             progress=clock.progress,
         )
-    print_report(report, clock.seconds, replaced=replaced)
+        seconds = clock.seconds
+    print_report(report, seconds, replaced=replaced)
+    if not arguments.no_card:
+        print_card(report.output)
 
 
 def _make_shard(recipe: "PreprocessRecipe", arguments: argparse.Namespace) -> None:

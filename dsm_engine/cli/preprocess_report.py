@@ -1,5 +1,6 @@
 """Prints what preprocessing did."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,6 +37,20 @@ def print_report(report: "PreprocessReport", seconds: float, *, replaced: bool) 
         _print(f"replaced the dataset that stood at {report.output}")
     if report.quarantine is not None:
         _print(f"{report.num_quarantined:,} rows in {report.quarantine}")
+
+
+def print_card(output: Path) -> None:
+    """Writes the dataset's card and says where it is, or why there is none; the dataset stands."""
+    from dsm_engine.data.card import write_card
+    from dsm_engine.errors import DsmError
+
+    started = time.perf_counter()
+    try:
+        paths = write_card(output)
+    except DsmError as error:
+        _print(f"no card was written: {error}; dsm card {output} --tokenizer FILE makes one")
+        return
+    _print(f"card: {' and '.join(map(str, paths))}, in {time.perf_counter() - started:.1f} s")
 
 
 def print_shard(report: "ShardReport", shard: "Shard", output: Path, seconds: float) -> None:

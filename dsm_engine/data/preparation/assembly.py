@@ -80,7 +80,9 @@ def _add(
         counts.kept += len(lengths)
         counts.truncated += int(part.truncated[chosen].sum())
         used = np.bincount(part.licences[chosen], minlength=len(part.counts.licences))
-        counts.licences.update(dict(zip(part.counts.licences, used.tolist(), strict=True)))
+        for licence, number in zip(part.counts.licences, used.tolist(), strict=True):
+            if number:
+                counts.licences[licence] += number
     counts.tokens += len(tokens)
     counts.supervised_tokens += int((spans[:, 1] - spans[:, 0]).sum(dtype=np.int64))
     counts.unknown_tokens += int(part.unknown[chosen].sum(dtype=np.int64))
