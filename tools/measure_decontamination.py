@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 from published_files import TRAINING_FILES, benchmark_recipes, worked_answer
 
 from dsm_engine.data.decontamination import (
@@ -77,7 +78,9 @@ def same_problems(examples: Sequence[Example], questions: Sequence[str]) -> set[
 
 def print_chinese_ngrams(folder: Path, show: int | None) -> None:
     recipes = benchmark_recipes(folder, languages=["zh"])
-    questions = [[text for _, text in benchmark_texts(recipe)] for recipe in recipes]
+    questions: list[list[str]] = [
+        [text for _, text in benchmark_texts(recipe)] for recipe in recipes
+    ]
     examples = [
         example
         for file in TRAINING_FILES
@@ -85,7 +88,9 @@ def print_chinese_ngrams(folder: Path, show: int | None) -> None:
         if example.language == "zh"
     ]
     same = same_problems(examples, [text for texts in questions for text in texts])
-    print(f"{len(examples):,} Chinese examples, {len(same)} with a test question's numbers and words")
+    print(
+        f"{len(examples):,} Chinese examples, {len(same)} with a test question's numbers and words"
+    )
     print("| n | flagged | alike | between | unlike | same problem |\n| --- |" + " --- |" * 5)
     flagged: dict[int, dict[int, str]] = {}
     for ngram in _CHINESE_NGRAMS:
@@ -104,17 +109,17 @@ def print_chinese_ngrams(folder: Path, show: int | None) -> None:
 
 def matched_questions(
     recipes: Sequence[BenchmarkRecipe],
-    questions: Sequence[Sequence[str]],
+    questions: Sequence[list[str]],
     examples: Sequence[Example],
     ngram: int,
 ) -> dict[int, str]:
     """From a flagged example's number to the test question it was flagged for."""
     index = load_benchmarks(recipes, chinese_ngram=ngram)
     hits = index.find([e.question for e in examples], [worked_answer(e) for e in examples])
-    return {
-        int(idx): questions[hits.benchmark[idx]][hits.item[idx]]
-        for idx in (hits.benchmark >= 0).nonzero()[0]
-    }
+    flagged: dict[int, str] = {}
+    for idx in np.flatnonzero(hits.benchmark >= 0).tolist():
+        flagged[idx] = questions[int(hits.benchmark[idx])][int(hits.item[idx])]
+    return flagged
 
 
 def print_contamination(folder: Path, *, answers: bool) -> None:

@@ -2,9 +2,10 @@
 
     python tools/measure_duplicates.py FOLDER
 
-FOLDER has the sets as `published_files.py` names them. Two tables: the verdicts on each file, beside
-those that the exact Jaccard similarity of all pairs gives; and how many copies with words left out
-are found, by the exact similarity of copy and original. Exact means: sets of shingles in Python.
+FOLDER has the sets as `published_files.py` names them. Two tables: the verdicts on each file,
+beside those that the exact Jaccard similarity of all pairs gives; and how many copies with words
+left out are found, by the exact similarity of copy and original. Exact means: sets of shingles in
+Python. A minute.
 """
 
 import argparse
@@ -86,6 +87,10 @@ def print_verdicts(folder: Path) -> None:
         )
 
 
+def leave_words_out(text: str, share: float, rng: random.Random) -> str:
+    return _WORD.sub(lambda word: "" if rng.random() < share else word[0], text)
+
+
 def print_copies(folder: Path) -> None:
     rng = random.Random(1)
     found_of: dict[int, list[bool]] = defaultdict(list)
@@ -96,10 +101,7 @@ def print_copies(folder: Path) -> None:
             finder = DuplicateFinder(_THRESHOLD)
             fresh = finder.add(fingerprints(originals))[0] == NEW
             kept = [text for text, is_fresh in zip(originals, fresh, strict=True) if is_fresh]
-            copies = [
-                _WORD.sub(lambda word: "" if rng.random() < share else word[0], text)
-                for text in kept
-            ]
+            copies = [leave_words_out(text, share, rng) for text in kept]
             verdicts, _ = finder.add(fingerprints(copies))
             for text, copy, verdict in zip(kept, copies, verdicts.tolist(), strict=True):
                 original, changed = read_text(text), read_text(copy)

@@ -1,4 +1,4 @@
-"""The published files that the measuring tools read: a folder a set, file names as they are there."""
+"""What the measuring tools read: a folder for each set, file names as they are there."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
