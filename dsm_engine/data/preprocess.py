@@ -28,7 +28,12 @@ from dsm_engine.data.preparation.plan import (
     sources_of_plan,
 )
 from dsm_engine.data.preparation.prepare import BlockPreparer
-from dsm_engine.data.preparation.quality import open_verification
+from dsm_engine.data.preparation.quality import (
+    look_for_benchmarks,
+    open_duplicates,
+    open_verification,
+    take_fingerprints,
+)
 from dsm_engine.data.preparation.resolve import Resolver
 from dsm_engine.data.preparation.workers import Workers, default_workers
 from dsm_engine.data.recipe import PreprocessRecipe
@@ -174,7 +179,12 @@ def count_examples(
         folder = PartsFolder(Path(temporary) / "counts")
         folder.begin(make_plan(opened), Shard())
         making = _Making(opened, folder, Shard(), unsafe_exec=False, dry_run=True)
-        resolver = making.resolver(None)
+        resolver = Resolver(
+            recipe,
+            opened.sources,
+            benchmarks=[benchmark.name for benchmark in opened.benchmarks],
+            duplicates=open_duplicates(recipe),
+        )
         columns = {name: Counter[str]() for name in ("language", "format")}
         with making.parts(workers or default_workers(), progress) as parts:
             for part in parts:
@@ -223,6 +233,8 @@ class _Making:
             opened.sources,
             opened.template,
             None if dry_run else opened.tokenizer,
+            take_fingerprints=take_fingerprints(opened.recipe),
+            look_for_benchmarks=look_for_benchmarks(opened.contamination),
             make_verifier=None
             if dry_run
             else open_verification(opened.recipe.verification, unsafe_exec=unsafe_exec),
@@ -233,9 +245,6 @@ class _Making:
         tokenizer = self._opened.tokenizer
         reason = tokenizer.encoder_reason
         return tokenizer.encoder if reason is None else f"{tokenizer.encoder} ({reason})"
-
-    def resolver(self, rejects: IO[bytes] | None) -> Resolver:
-        return Resolver(self._opened.recipe, self._opened.sources, rejects=rejects)
 
     @contextmanager
     def parts(self, num_workers: int, progress: Progress | None) -> Iterator[Iterator[Part]]:
@@ -297,7 +306,13 @@ def _join(
     vocab_size = plan["tokenizer"]["vocab_size"]
     with TokenizedDatasetWriter(recipe.output, vocab_size=vocab_size) as writer:
         with _quarantine_file(recipe) as rejects:
-            resolver = Resolver(recipe, sources, rejects=rejects)
+            resolver = Resolver(
+                recipe,
+                sources,
+                benchmarks=[benchmark["name"] for benchmark in plan["benchmarks"]],
+                duplicates=open_duplicates(recipe),
+                rejects=rejects,
+            )
             for part in parts:
                 resolver.add(part)
             resolver.finish()
@@ -351,7 +366,11 @@ def _shares(recipe: PreprocessRecipe, resolver: Resolver) -> list[SourceShare]:
 
 def _refuse_faults(opened: OpenRecipe, part: Part) -> None:
     """Ends a shard's run at the first fault that will end the merge."""
-    resolver = Resolver(opened.recipe, opened.sources)
+    resolver = Resolver(
+        opened.recipe,
+        opened.sources,
+        benchmarks=[benchmark.name for benchmark in opened.benchmarks],
+    )
     if part.counts.num_lines and part.counts.faults:
         block = next(b for b in cut_blocks(opened.sources) if b.number == part.counts.block)
         path = opened.sources[block.source_idx].path

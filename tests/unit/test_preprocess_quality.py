@@ -95,7 +95,7 @@ def test_without_a_sandbox_verification_is_refused_at_the_start(
 ):
     monkeypatch.setattr("dsm_engine.sandbox.commands.find_bwrap", lambda: None)
     monkeypatch.setattr("dsm_engine.sandbox.sandbox.find_bwrap", lambda: None, raising=False)
-    with pytest.raises(DsmError, match="programs cannot be run: .*apt-get install bubblewrap"):
+    with pytest.raises(DsmError, match=r"programs cannot be run: .*apt-get install bubblewrap"):
         preprocess(programs)
     assert files_of(programs.output) == {}
 
@@ -136,7 +136,9 @@ def contaminated(tmp_path: Path, small_model: Path) -> PreprocessRecipe:
         tmp_path / "out" / "train",
         small_model,
         path,
-        decontamination=benchmark(tmp_path, "Another question of more than ten words, is it?", LONG),
+        decontamination=benchmark(
+            tmp_path, "Another question of more than ten words, is it?", LONG
+        ),
     )
 
 
@@ -185,7 +187,7 @@ def test_a_source_may_not_be_looked_at(contaminated: PreprocessRecipe):
 
 @pytest.fixture
 def repeated(tmp_path: Path, small_model: Path) -> PreprocessRecipe:
-    text = "First he buys three apples, then two more of them, and so there are five apples now."
+    text = " ".join(f"Then {name} buys some more of them." for name in (*"ABCDEFGHIJKLMNOP", "now"))
     first = [
         {"question": "How many apples has he got, 3 or 5 of them?", "solution": text},
         {"question": "How many apples has he got,  3 or 5 of THEM?", "solution": text},

@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dsm_engine import __version__
+from dsm_engine.data.decontamination import (
+    BenchmarkRecipe,
+    ContaminationIndex,
+    load_benchmarks,
+)
 from dsm_engine.data.preparation.blocks import BLOCK_BYTES, SourceFile
 from dsm_engine.data.recipe import PreprocessRecipe, SourceRecipe
 from dsm_engine.data.sources.held_out import refuse_benchmark
@@ -30,6 +35,9 @@ class OpenRecipe:
     sources: Sequence[SourceFile]
     template: Template
     tokenizer: Tokenizer
+    benchmarks: Sequence[BenchmarkRecipe]
+    """With the paths of their files."""
+    contamination: ContaminationIndex | None
 
 
 def open_recipe(recipe: PreprocessRecipe) -> OpenRecipe:
@@ -46,7 +54,15 @@ def open_recipe(recipe: PreprocessRecipe) -> OpenRecipe:
         num_bytes = _checked_size(path, where)
         refuse_benchmark(reader, path, where)
         sources.append(_source_file(recipe, source, path, reader, num_bytes))
-    return OpenRecipe(recipe=recipe, sources=sources, template=template, tokenizer=tokenizer)
+    benchmarks, contamination = _open_benchmarks(recipe)
+    return OpenRecipe(
+        recipe=recipe,
+        sources=sources,
+        template=template,
+        tokenizer=tokenizer,
+        benchmarks=benchmarks,
+        contamination=contamination,
+    )
 
 
 def make_plan(opened: OpenRecipe) -> dict[str, Any]:
@@ -70,6 +86,10 @@ def make_plan(opened: OpenRecipe) -> dict[str, Any]:
                 "xxh3": file_xxh3(source.path),
             }
             for source in opened.sources
+        ],
+        "benchmarks": [
+            {"name": benchmark.name, "path": str(benchmark.path), "xxh3": file_xxh3(benchmark.path)}
+            for benchmark in opened.benchmarks
         ],
         "recipe": opened.recipe.model_dump(mode="json"),
     }
@@ -116,6 +136,23 @@ def check_unchanged(opened: OpenRecipe) -> None:
 
 def _reader(source: SourceRecipe, where: str) -> Reader:
     return make_reader(source.reader, source=source.name, options=source.options, where=where)
+
+
+def _open_benchmarks(
+    recipe: PreprocessRecipe,
+) -> tuple[list[BenchmarkRecipe], ContaminationIndex | None]:
+    if recipe.decontamination is None:
+        return [], None
+    benchmarks = []
+    for idx, benchmark in enumerate(recipe.decontamination.benchmarks):
+        path = find_file(recipe.sources_folder / benchmark.path)
+        _checked_size(path, f"decontamination.benchmarks.{idx}")
+        benchmarks.append(benchmark.model_copy(update={"path": path}))
+    return benchmarks, load_benchmarks(
+        benchmarks,
+        ngram=recipe.decontamination.ngram,
+        chinese_ngram=recipe.decontamination.chinese_ngram,
+    )
 
 
 def _source_file(

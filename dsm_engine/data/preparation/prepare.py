@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,10 +40,8 @@ class Verifier(Protocol):
     def close(self) -> None: ...
 
 
-class Fingerprints(Protocol):
-    """What later steps know documents by: an array for each name, [num_documents, ...]."""
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, NDArray]: ...
+Look = Callable[[Sequence[Example]], dict[str, NDArray[Any]]]
+"""What a step finds out about examples: arrays by name, [num_examples, ...]."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -57,8 +55,8 @@ class _Candidate:
 class BlockPreparer:
     """Makes parts of blocks; each process has one of its own.
 
-    `fingerprints` and `contamination` give arrays under names that `resolve` knows;
-    `make_verifier` is called when the first program is to be run. Without a tokenizer the documents
+    The arrays of `take_fingerprints` and `look_for_benchmarks` are for `resolve`; `make_verifier`
+    is called when the first program is to be run. Without a tokenizer the documents
     have no tokens: they can be counted.
     """
 
@@ -69,16 +67,16 @@ class BlockPreparer:
         template: Template,
         tokenizer: Tokenizer | None,
         *,
-        fingerprints: Fingerprints | None = None,
-        contamination: Fingerprints | None = None,
+        take_fingerprints: Look | None = None,
+        look_for_benchmarks: Look | None = None,
         make_verifier: Callable[[], Verifier] | None = None,
     ) -> None:
         self._recipe = recipe
         self._sources = sources
         self._template = template
         self._tokenizer = tokenizer
-        self._fingerprints = fingerprints
-        self._contamination = contamination
+        self._take_fingerprints = take_fingerprints
+        self._look_for_benchmarks = look_for_benchmarks
         self._make_verifier = make_verifier
         self._verifier: Verifier | None = None
         self._phase_s: dict[str, float] = {}
@@ -105,12 +103,15 @@ class BlockPreparer:
         counts.faults.sort(key=lambda fault: fault.row_idx)
         examples = [candidate.example for candidate in candidates]
         extra: dict[str, NDArray] = {}
-        if self._fingerprints:
+        if self._take_fingerprints:
             with self._phase("deduplication"):
-                extra |= self._fingerprints(examples)
-        if self._contamination and self._recipe.sources[block.source_idx].decontaminate != "off":
+                extra |= self._take_fingerprints(examples)
+        if (
+            self._look_for_benchmarks
+            and self._recipe.sources[block.source_idx].decontaminate != "off"
+        ):
             with self._phase("decontamination"):
-                extra |= self._contamination(examples)
+                extra |= self._look_for_benchmarks(examples)
                 _keep_contaminated(candidates, extra["benchmark"], counts)
         with self._phase("tokenize"):
             return _part(counts, documents, candidates, truncated, extra, self._tokenizer)

@@ -1,9 +1,83 @@
 """The quality steps as the pipeline calls them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
-from dsm_engine.data.preparation.prepare import Verifier
-from dsm_engine.data.recipe import VerificationRecipe
+import numpy as np
+from numpy.typing import NDArray
+
+from dsm_engine.data.decontamination import ContaminationIndex
+from dsm_engine.data.deduplication import (
+    EXACT,
+    NEW,
+    DuplicateFinder,
+    Fingerprints,
+    duplicate_text,
+    fingerprints,
+)
+from dsm_engine.data.example import Example
+from dsm_engine.data.preparation.prepare import Look, Verifier
+from dsm_engine.data.preparation.resolve import Duplicates
+from dsm_engine.data.recipe import PreprocessRecipe, VerificationRecipe
+
+
+def look_for_benchmarks(index: ContaminationIndex | None) -> Look | None:
+    """What tells which benchmark item each example holds, if any."""
+    if index is None:
+        return None
+
+    def look(examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
+        answers = ["\n".join(block.text for block in example.blocks) for example in examples]
+        hits = index.find([example.question for example in examples], answers)
+        return {"benchmark": hits.benchmark, "benchmark_item": hits.item}
+
+    return look
+
+
+def take_fingerprints(recipe: PreprocessRecipe) -> Look | None:
+    """What tells by what examples are compared, as far as the recipe asks for it."""
+    if recipe.deduplication == "off":
+        return None
+
+    def take(examples: Sequence[Example]) -> dict[str, NDArray[Any]]:
+        found = fingerprints([duplicate_text(example) for example in examples])
+        if recipe.deduplication == "exact":
+            return {"exact": found.exact}
+        return {"exact": found.exact, "numbers": found.numbers, "signature": found.signature}
+
+    return take
+
+
+def open_duplicates(recipe: PreprocessRecipe) -> Duplicates | None:
+    """What knows the documents that were kept, by those fingerprints."""
+    if recipe.deduplication == "off":
+        return None
+    return _Exact() if recipe.deduplication == "exact" else _Near()
+
+
+class _Exact:
+    def __init__(self) -> None:
+        self._known: set[int] = set()
+
+    def add(self, extra: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+        verdicts = np.full(len(extra["exact"]), NEW, np.uint8)
+        for idx, fingerprint in enumerate(extra["exact"].tolist()):
+            if fingerprint in self._known:
+                verdicts[idx] = EXACT
+            self._known.add(fingerprint)
+        return verdicts
+
+
+class _Near:
+    def __init__(self) -> None:
+        self._finder = DuplicateFinder()
+
+    def add(self, extra: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
+        return self._finder.add(
+            Fingerprints(
+                exact=extra["exact"], numbers=extra["numbers"], signature=extra["signature"]
+            )
+        )[0]
 
 
 def open_verification(

@@ -72,7 +72,7 @@ class Resolver:
         recipe: PreprocessRecipe,
         sources: Sequence[SourceFile],
         *,
-        benchmarks: tuple[str, ...] = (),
+        benchmarks: tuple[str, ...] | list[str] = (),
         duplicates: Duplicates | None = None,
         rejects: IO[bytes] | None = None,
     ) -> None:
