@@ -16,11 +16,10 @@ from typing import Any
 import orjson
 
 from dsm_engine.data.example import Example, ExampleFault
-from dsm_engine.data.program_verification import ProgramVerifier
+from dsm_engine.data.program_verification import ProgramVerifier, verification_sandbox
 from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.errors import DsmError
 from dsm_engine.grading import grader_name
-from dsm_engine.sandbox import Sandbox
 
 _BATCH_EXAMPLES = 256
 _MATHCODER = {"sources": ["mathcoder/mathematics", "mathcoder/simuleq"]}
@@ -70,7 +69,7 @@ def _verify(title: str, examples: Sequence[Example], workers: int) -> list[dict[
     """Prints the set's line of the table, and returns what is at fault."""
     causes: Counter[str] = Counter()
     rejects: list[dict[str, Any]] = []
-    with Sandbox(workers=workers) as sandbox:
+    with verification_sandbox(workers=workers) as sandbox:
         sandbox.run([_warm_up(examples)] * workers)  # starting is not what is timed
         verifier = ProgramVerifier(sandbox)
         started = time.monotonic()

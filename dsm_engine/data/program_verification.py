@@ -28,8 +28,10 @@ from dsm_engine.programs import (
     notebook_results,
     program_to_run,
 )
-from dsm_engine.sandbox import ProgramResult
+from dsm_engine.sandbox import ProgramResult, Sandbox
 
+_CPU_S = 10
+_TIMEOUT_S = 60.0
 _MAX_SHOWN = 80
 _MAX_ANSWER_CHARACTERS = 1000  # of a printed line: answers are short, and searching long ones slow
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:[eE][-+]?\d+)?")
@@ -96,6 +98,14 @@ class ProgramVerifier:
                 self._cache.put(self._runner.conditions, new)
             results |= new
         return results
+
+
+def verification_sandbox(*, workers: int = 1, unsafe: bool = False) -> Sandbox:
+    """A sandbox whose limit is the CPU's time: a busy machine rejects no program.
+
+    A program has 10 s of the CPU, and 60 s of the clock to use them in.
+    """
+    return Sandbox(timeout_s=_TIMEOUT_S, cpu_s=_CPU_S, workers=workers, unsafe=unsafe)
 
 
 def _programs_to_run(example: Example) -> list[str]:

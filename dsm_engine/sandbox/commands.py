@@ -6,6 +6,7 @@ import platform
 import shutil
 import sys
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def find_bwrap() -> str | None:
     return shutil.which("bwrap")
 
 
+@cache
 def package_versions() -> dict[str, str]:
     """The interpreter and the packages that programs may import, where installed."""
     versions = {"python": platform.python_version()}

@@ -4,7 +4,7 @@ Runs as process 1 of its namespace, so that no program can signal it, by a bare 
 the standard library only. Its arguments: `bubblewrap` or `unsafe`, the folder in which programs
 run, and the folders of packages that they may import. `unsafe` is the same without namespaces:
 the driver dies with its parent, and programs of root run as nobody.
-A message is a length (4 bytes, big endian) and JSON. Requests: program, timeout_s, memory_mib.
+A message is a length (4 bytes, big endian) and JSON. Requests: program and its limits.
 Responses: stdout, error, timed_out, and last (the driver gives up; start another).
 """
 
@@ -22,6 +22,7 @@ import sys
 import time
 import traceback
 import types
+from typing import TypedDict
 
 import seccomp_filter
 
@@ -48,6 +49,14 @@ str((factor(x**2 - 1), expand((x + y)**3), diff(x**3, x), integrate(x**2, x), Ra
 _PRELOADED = {"numpy": "import numpy", "sympy": _SYMPY_FIRST_USE}
 
 
+class Limits(TypedDict):
+    """What a program may use: seconds of the clock, of the CPU, address space."""
+
+    timeout_s: float
+    cpu_s: int
+    memory_mib: int
+
+
 def main() -> None:
     requests, responses = os.dup(0), os.dup(1)
     null = os.open(os.devnull, os.O_RDWR)
@@ -65,37 +74,40 @@ def main() -> None:
         os.dup2(null, fd)
     while (request := _read_message(requests)) is not None:
         _preload(request["program"])
-        response = _run(**request, folder=folder, unsafe=unsafe)
+        response = _run(request["program"], request["limits"], folder=folder, unsafe=unsafe)
         response["last"] = not _clean(folder)
         _write_message(responses, response)
         if response["last"]:
             return
 
 
-def _run(program: str, timeout_s: float, memory_mib: int, *, folder: str, unsafe: bool) -> dict:
-    deadline = time.monotonic() + timeout_s
+def _run(program: str, limits: Limits, *, folder: str, unsafe: bool) -> dict:
+    deadline = time.monotonic() + limits["timeout_s"]
     stdout_read, stdout_write = os.pipe()
     error_read, error_write = os.pipe()
     child = os.fork()
     if child == 0:
         fds = (stdout_write, error_write)
-        _run_child(program, timeout_s, memory_mib, fds, folder=folder, unsafe=unsafe)
+        _run_child(program, limits, fds, folder=folder, unsafe=unsafe)
     os.close(stdout_write)
     os.close(error_write)
     stdout, error = bytearray(), bytearray()
     in_time = _capture({stdout_read: stdout, error_read: error}, deadline)
-    status = _wait(child, deadline) if in_time else None
-    timed_out = status is None
-    if status is None:
+    ended = _wait(child, deadline) if in_time else None
+    if ended is None:
         os.kill(child, signal.SIGKILL)
-        _, status = os.waitpid(child, 0)
+        os.waitpid(child, 0)
     os.close(stdout_read)
     os.close(error_read)
     message = error.decode(errors="replace").strip()
-    if timed_out:
-        message = f"TimeoutError: the program ran longer than {timeout_s:g} s"
+    timed_out = ended is None
+    if ended is None:
+        message = f"TimeoutError: the program ran longer than {limits['timeout_s']:g} s"
+    elif _hit_cpu_limit(*ended, limits["cpu_s"]):
+        timed_out = True
+        message = f"TimeoutError: the program used more than {limits['cpu_s']} s of the CPU"
     elif not message:
-        message = _describe_status(status)
+        message = _describe_status(ended[0])
     return {"stdout": stdout.decode(errors="replace"), "error": message, "timed_out": timed_out}
 
 
@@ -116,17 +128,26 @@ def _capture(buffers: dict[int, bytearray], deadline: float) -> bool:
     return True
 
 
-def _wait(child: int, deadline: float) -> int | None:
-    """The child's wait status, None where it still runs at the deadline."""
+def _wait(child: int, deadline: float) -> tuple[int, float] | None:
+    """The child's wait status and CPU seconds, None where it still runs at the deadline."""
     pause_s = 0.0001
     while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
+        pid, status, usage = os.wait4(child, os.WNOHANG)
         if pid:
-            return status
+            return status, usage.ru_utime + usage.ru_stime
         if time.monotonic() >= deadline:
             return None
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.01)
+
+
+def _hit_cpu_limit(status: int, used_s: float, cpu_s: int) -> bool:
+    """Whether the kernel ended it for its CPU time: at the limit, or, ignored, a second later."""
+    if not os.WIFSIGNALED(status):
+        return False
+    number = os.WTERMSIG(status)
+    # The kernel's counter of the limit and that of the usage differ by some ticks.
+    return number == signal.SIGXCPU or (number == signal.SIGKILL and used_s > 0.8 * cpu_s)
 
 
 def _describe_status(status: int) -> str:
@@ -137,13 +158,7 @@ def _describe_status(status: int) -> str:
 
 
 def _run_child(
-    program: str,
-    timeout_s: float,
-    memory_mib: int,
-    fds: tuple[int, int],
-    *,
-    folder: str,
-    unsafe: bool,
+    program: str, limits: Limits, fds: tuple[int, int], *, folder: str, unsafe: bool
 ) -> None:
     """Becomes the program; never returns. `fds` are those of its output and of its error."""
     status = 1
@@ -153,7 +168,7 @@ def _run_child(
         os.closerange(_ERROR_FD + 1, 256)
         os.setsid()
         os.chdir(folder)
-        _set_limits(timeout_s, memory_mib)
+        _set_limits(limits)
         _confine(unsafe=unsafe)
         status = _execute(program)
     finally:
@@ -191,11 +206,9 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _set_limits(timeout_s: float, memory_mib: int) -> None:
-    cpu_s = int(timeout_s) + 2
+def _set_limits(limits: Limits) -> None:
     for name, limit in (
-        (resource.RLIMIT_AS, memory_mib << 20),
-        (resource.RLIMIT_CPU, cpu_s),
+        (resource.RLIMIT_AS, limits["memory_mib"] << 20),
         (resource.RLIMIT_FSIZE, _MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         (resource.RLIMIT_NPROC, _MAX_PROCESSES),
@@ -204,6 +217,7 @@ def _set_limits(timeout_s: float, memory_mib: int) -> None:
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
         resource.setrlimit(name, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
 
 
 def _execute(program: str) -> int:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing.connection import wait
 from threading import Lock
 from types import TracebackType
@@ -86,9 +85,10 @@ def sandbox_status() -> SandboxStatus:
 class Sandbox:
     """Runs batches of programs in `workers` sandboxes at a time.
 
-    `timeout_s` is each program's wall-clock limit, `memory_mib` its address space. `unsafe` is the
-    same drivers and limits without bubblewrap: for callers that print UNSAFE_WARNING and were told
-    to by name. Raises DsmError where the sandbox is not available.
+    `timeout_s` is each program's wall-clock limit, `cpu_s` that of the CPU's time (two seconds more
+    where it is None), `memory_mib` its address space. `unsafe` is the same drivers and limits
+    without bubblewrap: for callers that print UNSAFE_WARNING and were told to by name. Raises
+    DsmError where the sandbox is not available.
 
     A context manager. Not to be shared by processes; a process forked from another may make its
     own. The drivers die with the thread that ran the first program.
@@ -98,20 +98,22 @@ class Sandbox:
         self,
         *,
         timeout_s: float = 10.0,
+        cpu_s: int | None = None,
         memory_mib: int = 512,
         workers: int = 2,
         unsafe: bool = False,
     ) -> None:
-        if timeout_s <= 0 or memory_mib < 64 or workers < 1:
+        cpu_s = int(timeout_s) + 2 if cpu_s is None else cpu_s
+        if timeout_s <= 0 or cpu_s < 1 or memory_mib < 64 or workers < 1:
             raise DsmError(
-                "sandbox: timeout_s must be above 0, memory_mib at least 64, workers at least 1 "
-                f"(found {timeout_s}, {memory_mib}, {workers})"
+                "sandbox: timeout_s must be above 0, cpu_s and workers at least 1, memory_mib at "
+                f"least 64 (found {timeout_s}, {cpu_s}, {workers}, {memory_mib})"
             )
         if not unsafe and not (status := sandbox_status()).available:
             raise DsmError(f"programs cannot be run: {status.reason}")
         self._unsafe = unsafe
         self._timeout_s = timeout_s
-        self._memory_mib = memory_mib
+        self._limits = {"timeout_s": timeout_s, "cpu_s": cpu_s, "memory_mib": memory_mib}
         self._drivers: list[_Driver | None] = [None] * workers
         self._lock = Lock()
 
@@ -123,7 +125,7 @@ class Sandbox:
     @cached_property
     def _conditions(self) -> str:
         versions = " ".join(f"{name} {version}" for name, version in package_versions().items())
-        limits = f"{self._timeout_s:g} s, {self._memory_mib} MiB"
+        limits = ", ".join(f"{name} {value:g}" for name, value in self._limits.items())
         place = "no sandbox" if self._unsafe else "bubblewrap"
         return f"driver {DRIVER_VERSION}, {versions}; {limits}; {place}"
 
@@ -164,8 +166,7 @@ class Sandbox:
 
     def _start(self, driver_idx: int, program: str) -> ProgramResult | None:
         """Hands a program to a driver; returns its result where it is refused unrun."""
-        request = {"program": program, "timeout_s": self._timeout_s}
-        body = json.dumps(request | {"memory_mib": self._memory_mib}).encode()
+        body = json.dumps({"program": program, "limits": self._limits}).encode()
         if len(body) > _MAX_PROGRAM_BYTES:
             error = f"the program is longer than {_MAX_PROGRAM_BYTES} bytes"
             return ProgramResult(stdout="", error=error, timed_out=False)

@@ -7,7 +7,7 @@ import pytest
 
 from dsm_engine.data.example import Block, Example, ExampleFault, Format
 from dsm_engine.data.program_cache import ProgramCache
-from dsm_engine.data.program_verification import ProgramVerifier
+from dsm_engine.data.program_verification import ProgramVerifier, verification_sandbox
 from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.sandbox import ProgramResult, Sandbox, sandbox_status
 
@@ -245,7 +245,7 @@ def test_what_the_cache_knows_is_not_run(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(timeout_s=5, workers=1) as opened:
+    with verification_sandbox() as opened:
         yield opened
 
 

@@ -80,6 +80,19 @@ def test_a_program_past_its_time_is_stopped_and_the_next_runs(sandbox: Sandbox) 
 
 
 @needs_bwrap
+def test_a_program_past_its_cpu_time_is_stopped_however_much_clock_is_left() -> None:
+    ignoring = "import signal\nsignal.signal(signal.SIGXCPU, signal.SIG_IGN)\nwhile True: pass"
+    with Sandbox(timeout_s=60, cpu_s=1, workers=1) as sandbox:
+        endless, stubborn, idle = sandbox.run(
+            ["while True: pass", ignoring, "import time; time.sleep(1.5); print(1)"]
+        )
+    for stopped in (endless, stubborn):
+        assert stopped.timed_out
+        assert stopped.error == "TimeoutError: the program used more than 1 s of the CPU"
+    assert idle.stdout == "1\n" and not idle.timed_out
+
+
+@needs_bwrap
 def test_programs_share_nothing(sandbox: Sandbox) -> None:
     leave = "import math, os; math.pi = 3; open('/tmp/left', 'w').close(); os.chdir('/')"
     look = "import math, os; print(math.pi > 3.1, os.listdir('/tmp'), os.getcwd())"
@@ -267,7 +280,9 @@ def test_where_bubblewrap_refuses_its_own_words_are_in_the_reason(
         Sandbox()
 
 
-@pytest.mark.parametrize("arguments", [{"timeout_s": 0}, {"memory_mib": 1}, {"workers": 0}])
+@pytest.mark.parametrize(
+    "arguments", [{"timeout_s": 0}, {"memory_mib": 1}, {"workers": 0}, {"cpu_s": 0}]
+)
 def test_impossible_limits_are_refused(arguments: dict[str, int]) -> None:
     with pytest.raises(DsmError, match="must be above 0"):
         Sandbox(**arguments)
