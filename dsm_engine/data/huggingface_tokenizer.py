@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import tokenizers
 
+from dsm_engine.data.early_load import EarlyLoad, load_fastokens
 from dsm_engine.data.flat_ids import (
     NUM_PIECES,
     FlatIds,
@@ -16,7 +17,7 @@ from dsm_engine.data.flat_ids import (
     refuse_surrogates,
     sample_texts,
 )
-from dsm_engine.data.huggingface_fast import EarlyLoad, FastEncoder
+from dsm_engine.data.huggingface_fast import FastEncoder
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3, read_json, write_json
 from dsm_engine.nearest import nearest
@@ -46,10 +47,18 @@ class HuggingFaceTokenizer:
     kind = "huggingface"
 
     def __init__(
-        self, path: Path, *, bos: str | None = None, eos: str | None = None, bulk: bool = False
+        self,
+        path: Path,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        bulk: bool = False,
+        early: EarlyLoad | None = None,
     ) -> None:
+        """See `load_tokenizer`. `early` is a load of the same file that goes on already."""
         self.path = path
-        early = EarlyLoad(path) if bulk and path.is_file() else None
+        if bulk and early is None:
+            early = EarlyLoad(path)
         self.fingerprint = file_xxh3(path)
         config_path = path.with_name(_CONFIG)
         has_config = config_path.is_file()
@@ -180,12 +189,13 @@ class HuggingFaceTokenizer:
 
     def _load_fast(self, *, continuation: bool) -> FastEncoder:
         if self._early is not None and not continuation:
-            early, self._early = self._early.result(), None
-            if early is not None:
-                early.mark_special(self._unmarked)
-                return early
+            loaded, self._early = self._early.result(), None
+            if loaded is not None:
+                fast = FastEncoder(loaded)
+                fast.mark_special(self._unmarked)
+                return fast
         library = self._continuation if continuation else self._beginning
-        return FastEncoder(lambda fastokens: fastokens.from_json_str(library.to_str()))
+        return FastEncoder(load_fastokens(lambda kind: kind.from_json_str(library.to_str())))
 
     def _load_checked(self, *, continuation: bool) -> FastEncoder:
         step = max(1, self.vocab_size // NUM_PIECES)

@@ -21,6 +21,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from dsm_engine.data.early_load import EarlyLoad
 from dsm_engine.data.example import ExampleFault
 from dsm_engine.data.indexed_dataset import write_index
 from dsm_engine.data.megatron_tokenizers import MegatronTokenizer, load_megatron_tokenizer
@@ -97,10 +98,11 @@ class _Encoded:
 
 
 def preprocess_for_megatron(
-    recipe: MegatronRecipe, *, progress: Progress | None = None
+    recipe: MegatronRecipe, *, progress: Progress | None = None, early: EarlyLoad | None = None
 ) -> MegatronReport:
     """Writes PREFIX_KEY_document.bin and .idx for every key; none of them unless all is well.
 
+    `early` is a load of a Hugging Face tokenizer's file that goes on already.
     Raises DsmError, with `file:line:byte` where a line is at fault and `on_error` is `error`.
     """
     _check(recipe)
@@ -112,6 +114,7 @@ def preprocess_for_megatron(
         recipe.tokenizer_model,
         special_tokens=recipe.special_tokens,
         parse_controls=recipe.parse_control_tokens,
+        early=early,
     )
     with ExitStack() as stack:
         writers = [_Writer(stack, prefix, tokenizer.dtype) for prefix in prefixes]
