@@ -7,6 +7,7 @@ docs/data.md says where it differs.
 """
 
 import argparse
+import gc
 import os
 import sys
 import time
@@ -47,6 +48,7 @@ _NO_EFFECT = "taken, and without effect"
 
 
 def main() -> None:
+    gc.disable()  # millions of small objects come and go, and no cycles
     arguments = _parse(sys.argv[1:])
     early = _start_early(arguments.tokenizer_type, arguments.tokenizer_model)
     from dsm_engine.data.megatron_preprocess import MegatronRecipe, preprocess_for_megatron

@@ -201,7 +201,7 @@ class HuggingFaceTokenizer:
         step = max(1, self.vocab_size // NUM_PIECES)
         tokens = [[token] for token in range(0, self.vocab_size, step)]
         pieces = [piece for piece in self._beginning.decode_batch(tokens) if piece]
-        samples = [*sample_texts(pieces), *(f"a{content}b" for content in self._controls)]
+        samples = [*sample_texts(pieces), *map(_text_with, self._controls)]
         # The library's ids first: an early load goes on meanwhile.
         expected = self._encode_by_library(samples, continuation=continuation)
         fast = self._load_fast(continuation=continuation)
@@ -209,13 +209,11 @@ class HuggingFaceTokenizer:
         return fast
 
     def _check_disarmed(self) -> None:
-        texts = [text for content in self._controls for text in _texts_with(content)]
+        texts = list(map(_text_with, self._controls))
         forbidden = set(self._controls.values())
-        for text, ids in zip(texts, self._encode_by_library(texts), strict=True):
+        for content, ids in zip(self._controls, self._encode_by_library(texts), strict=True):
             if not forbidden.isdisjoint(ids):
-                raise DsmError(
-                    f"{self.path}: turns {text.strip()!r}, plain text, into a control id"
-                )
+                raise DsmError(f"{self.path}: turns {content!r} in plain text into a control id")
 
     def _check_nothing_vanishes(self) -> None:
         """A model without an unknown token, byte fallback or ByteLevel drops what it lacks."""
@@ -255,9 +253,9 @@ def _disarm(description: dict[str, Any]) -> tuple[dict[str, int], list[dict[str,
     return controls, unmarked
 
 
-def _texts_with(content: str) -> list[str]:
-    """Texts in which a control token's name stands as text."""
-    return [content, f"a{content}b", f" {content} ", f"\n{content}\n"]
+def _text_with(content: str) -> str:
+    """A text in which a control token's name stands as text, among all kinds of neighbours."""
+    return f"{content}a{content}b {content} \n{content}\n"
 
 
 def _vocab_size(description: dict[str, Any]) -> int:
@@ -269,7 +267,7 @@ def _vocab_size(description: dict[str, Any]) -> int:
 
 def _load(description: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(orjson.dumps(description).decode())
+        tokenizer = tokenizers.Tokenizer.from_buffer(orjson.dumps(description))
     except Exception as error:  # the library raises no narrower one
         raise DsmError(f"{path}: is not a Hugging Face tokenizer.json: {error}") from error
     tokenizer.encode_special_tokens = True

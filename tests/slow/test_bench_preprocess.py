@@ -28,7 +28,7 @@ def test_bench_preprocess_runs_end_to_end(tmp_path: Path, monkeypatch) -> None:
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
     (models / "deepseek_tokenizer" / "tokenizer_config.json").write_bytes(orjson.dumps(config))
     output = tmp_path / "result.json"
-    sizes = "--megabytes 0.2 --repetitions 2".split()
+    sizes = ["--megabytes", "0.2", "--repetitions", "2"]
     command = [sys.executable, BENCHMARKS / "bench_preprocess.py", *sizes]
     subprocess.run(
         [*map(str, command), "--models", str(models), "--output", str(output)],
