@@ -40,7 +40,7 @@ class EarlyLoad:
         self._process = os.getpid()
         self._tokenizer: Any = None
         self._error: DsmError | None = None
-        self._thread = threading.Thread(target=self._load, daemon=True)
+        self._thread = threading.Thread(target=self._load)
         self._thread.start()
 
     def result(self) -> Any | None:

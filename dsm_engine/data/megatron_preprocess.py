@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -31,7 +32,8 @@ from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file
 from dsm_engine.targets import prepare_targets
 
-_BLOCKS_AHEAD = 24
+_SUFFIXES = (".bin", ".idx")
+_BLOCKS_AHEAD = 24  # what is parsed while a tokenizer loads
 _FAST_PARSE_ERRORS = (orjson.JSONDecodeError, KeyError, TypeError, IndexError)
 
 Progress = Callable[[int, int], None]
@@ -161,16 +163,13 @@ class _Run:
 
         with ThreadPoolExecutor(1) as encoder:
             try:
-                for path in paths:
-                    for block in read_line_blocks(path):
-                        columns = self._parse(block)
-                        holding = [
-                            self._tokenizer.find_controls(column.texts) for column in columns
-                        ]
-                        future = encoder.submit(self._encode, columns, holding)
-                        pending.append((future, block.num_bytes))
-                        while len(pending) > _BLOCKS_AHEAD or (pending and pending[0][0].done()):
-                            write_next()
+                for block in chain.from_iterable(map(read_line_blocks, paths)):
+                    columns = self._parse(block)
+                    holding = [self._tokenizer.find_controls(column.texts) for column in columns]
+                    future = encoder.submit(self._encode, columns, holding)
+                    pending.append((future, block.num_bytes))
+                    while len(pending) > _BLOCKS_AHEAD or (pending and pending[0][0].done()):
+                        write_next()
                 while pending:
                     write_next()
             except BaseException:
@@ -236,9 +235,6 @@ class _Run:
             framed = _framed(ids, np.diff(offsets), counts, self._tokenizer, eod)
             encoded.append(_Encoded(*framed, num_with_controls=len(with_controls)))
         return encoded
-
-
-_SUFFIXES = (".bin", ".idx")
 
 
 @dataclass(slots=True)
