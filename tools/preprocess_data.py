@@ -7,13 +7,14 @@ docs/data.md says where it differs.
 """
 
 import argparse
+import gc
 import os
 import sys
 import time
 from pathlib import Path
 from typing import NoReturn
 
-from dsm_engine.data.megatron_preprocess import MegatronRecipe, preprocess_for_megatron
+from dsm_engine.data.early_load import EarlyLoad
 from dsm_engine.errors import DsmError
 from dsm_engine.nearest import nearest
 
@@ -47,10 +48,26 @@ _NO_EFFECT = "taken, and without effect"
 
 
 def main() -> None:
+    gc.disable()  # millions of small objects come and go, and no cycles
     arguments = _parse(sys.argv[1:])
+    early = _start_early(arguments.tokenizer_type, arguments.tokenizer_model)
+    from dsm_engine.data.megatron_preprocess import MegatronRecipe, preprocess_for_megatron
+
+    recipe = MegatronRecipe(
+        input=arguments.input,
+        output_prefix=arguments.output_prefix,
+        tokenizer_type=arguments.tokenizer_type,
+        tokenizer_model=arguments.tokenizer_model,
+        json_keys=arguments.json_keys,
+        append_eod=arguments.append_eod,
+        workers=arguments.workers,
+        special_tokens=arguments.special_tokens,
+        parse_control_tokens=arguments.parse_control_tokens,
+        on_error=arguments.on_error,
+    )
     interval = _Interval(arguments.log_interval)
     try:
-        report = preprocess_for_megatron(_recipe(arguments), progress=interval.show)
+        report = preprocess_for_megatron(recipe, progress=interval.show, early=early)
     except DsmError as error:
         sys.exit(_fail(str(error)))
     print(
@@ -87,19 +104,11 @@ class _Interval:
         )
 
 
-def _recipe(arguments: argparse.Namespace) -> MegatronRecipe:
-    return MegatronRecipe(
-        input=arguments.input,
-        output_prefix=arguments.output_prefix,
-        tokenizer_type=arguments.tokenizer_type,
-        tokenizer_model=arguments.tokenizer_model,
-        json_keys=arguments.json_keys,
-        append_eod=arguments.append_eod,
-        workers=arguments.workers,
-        special_tokens=arguments.special_tokens,
-        parse_control_tokens=arguments.parse_control_tokens,
-        on_error=arguments.on_error,
-    )
+def _start_early(kind: str, model: Path) -> EarlyLoad | None:
+    """Loading a tokenizer.json takes longest at start: it begins before NumPy is imported."""
+    if kind != "HuggingFaceTokenizer":
+        return None
+    return EarlyLoad(model / "tokenizer.json" if model.is_dir() else model)
 
 
 def _parse(words: list[str]) -> argparse.Namespace:

@@ -9,6 +9,7 @@ A run that was interrupted or killed goes on from its PREFIX.parts when it is st
 """
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,10 +49,13 @@ def run(arguments: argparse.Namespace) -> None:
     from dsm_engine.data.recipe import PreprocessRecipe
     from dsm_engine.errors import DsmError
     from dsm_engine.recipes import load_recipe
+    from dsm_engine.sandbox import UNSAFE_WARNING
 
     recipe = load_recipe(Path(arguments.recipe), arguments.overrides, PreprocessRecipe)
     if arguments.dry_run and arguments.shard:
         raise DsmError("--dry-run counts all sources: leave out --shard")
+    if arguments.unsafe_exec:
+        print(UNSAFE_WARNING, file=sys.stderr)  # noqa: T201
     if arguments.dry_run:
         _count(recipe, arguments)
     elif arguments.shard:

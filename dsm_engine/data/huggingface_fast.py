@@ -1,44 +1,30 @@
 """The fastokens library: the ids of the tokenizers library for byte-level BPE, many times faster.
 
-Its own worker threads are switched off. They would not live on in a forked process, and one thread
-could not be asked for; the threads here are ours.
+Its own worker threads are off (see `early_load`); the threads here are ours.
 """
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from dsm_engine.data.flat_ids import FlatIds
-from dsm_engine.errors import DsmError
 
-_THREADS_VARIABLE = "FASTOKENS_BPE_THREADS"
 _PART_CHARACTERS = 1 << 18
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 class FastEncoder:
-    """A tokenizer.json in fastokens, which never turns text into a control id.
+    """A fastokens tokenizer, which never turns text into a control id.
 
     Texts encode alike from any thread and in forked processes.
     """
 
-    def __init__(self, load: Callable[[Any], Any]) -> None:
-        """`load` makes the library's tokenizer from its class. Raises DsmError, why it does not."""
-        os.environ[_THREADS_VARIABLE] = "1"  # read once, at the first text
-        try:
-            from fastokens import Tokenizer
-        except ImportError as error:
-            raise DsmError("the fastokens package is not installed") from error
-        try:
-            self._tokenizer = load(Tokenizer)
-        except Exception as error:  # the library raises ValueError and its panics
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DsmError(f"fastokens: {reason:.200}") from error
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._threads: tuple[int, int, ThreadPoolExecutor] | None = None
 
@@ -70,24 +56,6 @@ class FastEncoder:
         if self._threads is None or self._threads[:2] != (process, threads):
             self._threads = (process, threads, ThreadPoolExecutor(threads))
         return self._threads[2]
-
-
-class EarlyLoad:
-    """Loads a file into fastokens on a thread, beside what else there is to do."""
-
-    def __init__(self, path: Path) -> None:
-        self._process = os.getpid()
-        executor = ThreadPoolExecutor(1)
-        self._loaded: Future[FastEncoder] = executor.submit(
-            FastEncoder, lambda library: library.from_file(str(path))
-        )
-        executor.shutdown(wait=False)
-
-    def result(self) -> FastEncoder | None:
-        """The encoder; None where this process was forked before it was there."""
-        if not self._loaded.done() and os.getpid() != self._process:
-            return None
-        return self._loaded.result()
 
 
 def _added_token(token: dict[str, Any]) -> SimpleNamespace:

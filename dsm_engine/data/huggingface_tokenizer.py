@@ -8,6 +8,7 @@ import orjson
 import tokenizers
 
 from dsm_engine.data.chat_template_files import copy_chat_template
+from dsm_engine.data.early_load import EarlyLoad, load_fastokens
 from dsm_engine.data.flat_ids import (
     NUM_PIECES,
     FlatIds,
@@ -17,7 +18,7 @@ from dsm_engine.data.flat_ids import (
     refuse_surrogates,
     sample_texts,
 )
-from dsm_engine.data.huggingface_fast import EarlyLoad, FastEncoder
+from dsm_engine.data.huggingface_fast import FastEncoder
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3, read_json, write_json
 from dsm_engine.nearest import nearest
@@ -47,10 +48,18 @@ class HuggingFaceTokenizer:
     kind = "huggingface"
 
     def __init__(
-        self, path: Path, *, bos: str | None = None, eos: str | None = None, bulk: bool = False
+        self,
+        path: Path,
+        *,
+        bos: str | None = None,
+        eos: str | None = None,
+        bulk: bool = False,
+        early: EarlyLoad | None = None,
     ) -> None:
+        """See `load_tokenizer`. `early` is a load of the same file that goes on already."""
         self.path = path
-        early = EarlyLoad(path) if bulk and path.is_file() else None
+        if bulk and early is None:
+            early = EarlyLoad(path)
         self.fingerprint = file_xxh3(path)
         config_path = path.with_name(_CONFIG)
         has_config = config_path.is_file()
@@ -208,18 +217,19 @@ class HuggingFaceTokenizer:
 
     def _load_fast(self, *, continuation: bool) -> FastEncoder:
         if self._early is not None and not continuation:
-            early, self._early = self._early.result(), None
-            if early is not None:
-                early.mark_special(self._unmarked)
-                return early
+            loaded, self._early = self._early.result(), None
+            if loaded is not None:
+                fast = FastEncoder(loaded)
+                fast.mark_special(self._unmarked)
+                return fast
         library = self._continuation if continuation else self._beginning
-        return FastEncoder(lambda fastokens: fastokens.from_json_str(library.to_str()))
+        return FastEncoder(load_fastokens(lambda kind: kind.from_json_str(library.to_str())))
 
     def _load_checked(self, *, continuation: bool) -> FastEncoder:
         step = max(1, self.vocab_size // NUM_PIECES)
         tokens = [[token] for token in range(0, self.vocab_size, step)]
         pieces = [piece for piece in self._beginning.decode_batch(tokens) if piece]
-        samples = [*sample_texts(pieces), *(f"a{content}b" for content in self._controls)]
+        samples = [*sample_texts(pieces), *map(_text_with, self._controls)]
         # The library's ids first: an early load goes on meanwhile.
         expected = self._encode_by_library(samples, continuation=continuation)
         fast = self._load_fast(continuation=continuation)
@@ -227,13 +237,11 @@ class HuggingFaceTokenizer:
         return fast
 
     def _check_disarmed(self) -> None:
-        texts = [text for content in self._controls for text in _texts_with(content)]
+        texts = list(map(_text_with, self._controls))
         forbidden = set(self._controls.values())
-        for text, ids in zip(texts, self._encode_by_library(texts), strict=True):
+        for content, ids in zip(self._controls, self._encode_by_library(texts), strict=True):
             if not forbidden.isdisjoint(ids):
-                raise DsmError(
-                    f"{self.path}: turns {text.strip()!r}, plain text, into a control id"
-                )
+                raise DsmError(f"{self.path}: turns {content!r} in plain text into a control id")
 
     def _check_nothing_vanishes(self) -> None:
         """A model without an unknown token, byte fallback or ByteLevel drops what it lacks."""
@@ -273,9 +281,9 @@ def _disarm(description: dict[str, Any]) -> tuple[dict[str, int], list[dict[str,
     return controls, unmarked
 
 
-def _texts_with(content: str) -> list[str]:
-    """Texts in which a control token's name stands as text."""
-    return [content, f"a{content}b", f" {content} ", f"\n{content}\n"]
+def _text_with(content: str) -> str:
+    """A text in which a control token's name stands as text, among all kinds of neighbours."""
+    return f"{content}a{content}b {content} \n{content}\n"
 
 
 def _vocab_size(description: dict[str, Any]) -> int:
@@ -287,7 +295,7 @@ def _vocab_size(description: dict[str, Any]) -> int:
 
 def _load(description: dict[str, Any], path: Path) -> tokenizers.Tokenizer:
     try:
-        tokenizer = tokenizers.Tokenizer.from_str(orjson.dumps(description).decode())
+        tokenizer = tokenizers.Tokenizer.from_buffer(orjson.dumps(description))
     except Exception as error:  # the library raises no narrower one
         raise DsmError(f"{path}: is not a Hugging Face tokenizer.json: {error}") from error
     tokenizer.encode_special_tokens = True

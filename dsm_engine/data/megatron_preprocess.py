@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -21,6 +22,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from dsm_engine.data.early_load import EarlyLoad
 from dsm_engine.data.example import ExampleFault
 from dsm_engine.data.indexed_dataset import write_index
 from dsm_engine.data.megatron_tokenizers import MegatronTokenizer, load_megatron_tokenizer
@@ -30,7 +32,8 @@ from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file
 from dsm_engine.targets import prepare_targets
 
-_BLOCKS_AHEAD = 24
+_SUFFIXES = (".bin", ".idx")
+_BLOCKS_AHEAD = 24  # what is parsed while a tokenizer loads
 _FAST_PARSE_ERRORS = (orjson.JSONDecodeError, KeyError, TypeError, IndexError)
 
 Progress = Callable[[int, int], None]
@@ -97,10 +100,11 @@ class _Encoded:
 
 
 def preprocess_for_megatron(
-    recipe: MegatronRecipe, *, progress: Progress | None = None
+    recipe: MegatronRecipe, *, progress: Progress | None = None, early: EarlyLoad | None = None
 ) -> MegatronReport:
     """Writes PREFIX_KEY_document.bin and .idx for every key; none of them unless all is well.
 
+    `early` is a load of a Hugging Face tokenizer's file that goes on already.
     Raises DsmError, with `file:line:byte` where a line is at fault and `on_error` is `error`.
     """
     _check(recipe)
@@ -112,6 +116,7 @@ def preprocess_for_megatron(
         recipe.tokenizer_model,
         special_tokens=recipe.special_tokens,
         parse_controls=recipe.parse_control_tokens,
+        early=early,
     )
     with ExitStack() as stack:
         writers = [_Writer(stack, prefix, tokenizer.dtype) for prefix in prefixes]
@@ -158,16 +163,13 @@ class _Run:
 
         with ThreadPoolExecutor(1) as encoder:
             try:
-                for path in paths:
-                    for block in read_line_blocks(path):
-                        columns = self._parse(block)
-                        holding = [
-                            self._tokenizer.find_controls(column.texts) for column in columns
-                        ]
-                        future = encoder.submit(self._encode, columns, holding)
-                        pending.append((future, block.num_bytes))
-                        while len(pending) > _BLOCKS_AHEAD or (pending and pending[0][0].done()):
-                            write_next()
+                for block in chain.from_iterable(map(read_line_blocks, paths)):
+                    columns = self._parse(block)
+                    holding = [self._tokenizer.find_controls(column.texts) for column in columns]
+                    future = encoder.submit(self._encode, columns, holding)
+                    pending.append((future, block.num_bytes))
+                    while len(pending) > _BLOCKS_AHEAD or (pending and pending[0][0].done()):
+                        write_next()
                 while pending:
                     write_next()
             except BaseException:
@@ -233,9 +235,6 @@ class _Run:
             framed = _framed(ids, np.diff(offsets), counts, self._tokenizer, eod)
             encoded.append(_Encoded(*framed, num_with_controls=len(with_controls)))
         return encoded
-
-
-_SUFFIXES = (".bin", ".idx")
 
 
 @dataclass(slots=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dsm_engine.data.early_load import EarlyLoad
 from dsm_engine.data.flat_ids import FlatIds
 from dsm_engine.data.indexed_dataset import optimal_dtype
 from dsm_engine.errors import DsmError
@@ -64,7 +65,12 @@ class MegatronTokenizer(Protocol):
 
 
 def load_megatron_tokenizer(
-    kind: str, model: Path, *, special_tokens: bool = True, parse_controls: bool = False
+    kind: str,
+    model: Path,
+    *,
+    special_tokens: bool = True,
+    parse_controls: bool = False,
+    early: EarlyLoad | None = None,
 ) -> MegatronTokenizer:
     """The tokenizer that `--tokenizer-type` and `--tokenizer-model` name.
 
@@ -73,18 +79,23 @@ def load_megatron_tokenizer(
         model: A SentencePiece model, or a folder with a tokenizer.json, or that file.
         special_tokens: Whether a Hugging Face tokenizer adds its BOS and the like.
         parse_controls: Whether a control string in text becomes its control id, as it does there.
+        early: A load of that file into fastokens that goes on already.
 
     Raises DsmError.
     """
     if kind in _SENTENCEPIECE:
         return _SentencePiece(model)
     if kind == _HUGGING_FACE:
-        return _HuggingFace(model, special_tokens=special_tokens, parse_controls=parse_controls)
+        return _HuggingFace(_json_file(model), special_tokens, parse_controls, early)
     if kind in OTHER_TYPES:
         raise DsmError(
             f"--tokenizer-type {kind} is not supported; these are: {', '.join(TOKENIZER_TYPES)}"
         )
     raise DsmError(f"--tokenizer-type {kind} is unknown {nearest(kind, TOKENIZER_TYPES)}")
+
+
+def _json_file(model: Path) -> Path:
+    return model / "tokenizer.json" if model.is_dir() else model
 
 
 class _SentencePiece:
@@ -112,12 +123,12 @@ class _SentencePiece:
 
 
 class _HuggingFace:
-    def __init__(self, model: Path, *, special_tokens: bool, parse_controls: bool) -> None:
+    def __init__(
+        self, model: Path, special_tokens: bool, parse_controls: bool, early: EarlyLoad | None
+    ) -> None:
         from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
 
-        if model.is_dir():
-            model = model / "tokenizer.json"
-        self._tokenizer = HuggingFaceTokenizer(model, bulk=True)
+        self._tokenizer = HuggingFaceTokenizer(model, bulk=True, early=early)
         self.eod = self._tokenizer.eos_id
         self.dtype = optimal_dtype(self._tokenizer.num_tokens)
         if self._tokenizer.vocab_size - 1 > np.iinfo(self.dtype).max:

@@ -31,7 +31,8 @@ from dsm_engine.programs import (
 from dsm_engine.sandbox import ProgramResult, Sandbox
 
 _CPU_S = 10
-_TIMEOUT_S = 60.0
+_MEMORY_MIB = 512
+_CLOCK_S_PER_CPU_S = 6
 _MAX_SHOWN = 80
 _MAX_ANSWER_CHARACTERS = 1000  # of a printed line: answers are short, and searching long ones slow
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:[eE][-+]?\d+)?")
@@ -100,12 +101,24 @@ class ProgramVerifier:
         return results
 
 
-def verification_sandbox(*, workers: int = 1, unsafe: bool = False) -> Sandbox:
+def verification_sandbox(
+    *,
+    cpu_s: int = _CPU_S,
+    memory_mib: int = _MEMORY_MIB,
+    workers: int = 1,
+    unsafe: bool = False,
+) -> Sandbox:
     """A sandbox whose limit is the CPU's time: a busy machine rejects no program.
 
-    A program has 10 s of the CPU, and 60 s of the clock to use them in.
+    A program has `cpu_s` of the CPU, and six times as many seconds of the clock to use them in.
     """
-    return Sandbox(timeout_s=_TIMEOUT_S, cpu_s=_CPU_S, workers=workers, unsafe=unsafe)
+    return Sandbox(
+        timeout_s=_CLOCK_S_PER_CPU_S * cpu_s,
+        cpu_s=cpu_s,
+        memory_mib=memory_mib,
+        workers=workers,
+        unsafe=unsafe,
+    )
 
 
 def _programs_to_run(example: Example) -> list[str]:

@@ -34,10 +34,12 @@ def compile_model(content: bytes) -> SentencePieceBpe:
         raise DsmError("it does not escape whitespace")
     if trainer.treat_whitespace_as_suffix:
         raise DsmError("it treats whitespace as a suffix")
+    rows = [(piece.piece, piece.score, piece.type) for piece in model.pieces]
+    pieces, scores, kinds = zip(*rows, strict=True) if rows else ((), (), ())
     return SentencePieceBpe(
-        [piece.piece for piece in model.pieces],
-        scores=np.array([piece.score for piece in model.pieces], np.float32),
-        kinds=np.array([piece.type for piece in model.pieces], np.uint8),
+        list(pieces),
+        scores=np.array(scores, np.float32),
+        kinds=np.array(kinds, np.uint8),
         byte_fallback=trainer.byte_fallback,
         dummy_prefix=normalizer.add_dummy_prefix,
     )

@@ -1,7 +1,9 @@
 """SentencePiece models."""
 
 import io
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +53,10 @@ class SentencePieceTokenizer:
         if self.eos_id < 0:
             raise DsmError(f"{path}: the model has no EOS; training needs one")
         self.unk_id: int | None = self._model.unk_id() if self._model.unk_id() >= 0 else None
-        self.controls: dict[str, int] = {
-            self._model.IdToPiece(token): token
-            for token in range(self.vocab_size)
-            if self._model.IsControl(token)
-        }
-        self._control_ids = set(self.controls.values())
+        tokens = list(range(self.vocab_size))
+        self._pieces: list[str] = self._model.IdToPiece(tokens)
+        self._control_ids = set(compress(tokens, self._model.IsControl(tokens)))
+        self.controls = {self._pieces[token]: token for token in sorted(self._control_ids)}
         self._sentinel, self._sentinel_ids = "", []
         if self._changes_beginnings():
             self._sentinel, self._sentinel_ids = self._find_sentinel()
@@ -128,9 +128,7 @@ class SentencePieceTokenizer:
     def _check_native(self) -> None:
         assert self._native is not None
         pieces = [
-            self._model.IdToPiece(token)
-            for token in range(self.vocab_size)
-            if token not in self._control_ids
+            piece for token, piece in enumerate(self._pieces) if token not in self._control_ids
         ]
         samples = sample_texts(pieces)
         for continuation in (False, True):
@@ -159,18 +157,13 @@ class SentencePieceTokenizer:
         raise DsmError(f"{self.path}: has no character to encode continuations behind")
 
     def _sentinel_candidates(self) -> Iterator[str]:
-        pieces = [self._model.IdToPiece(token) for token in range(self.vocab_size)]
-        if any(self._model.IsByte(token) for token in range(self.vocab_size)):
-            in_pieces = set("".join(pieces))
-            yield from (c for c in map(chr, range(1, 9)) if c not in in_pieces)
-        num_pieces_with: dict[str, int] = {}
-        for piece in pieces:
-            for character in set(piece):
-                num_pieces_with[character] = num_pieces_with.get(character, 0) + 1
+        occurrences = Counter("".join(self._pieces))
+        if any(self._model.IsByte(list(range(self.vocab_size)))):
+            yield from (c for c in map(chr, range(1, 9)) if c not in occurrences)
         for token in reversed(range(self.vocab_size)):
-            piece = pieces[token]
+            piece = self._pieces[token]
             plain = not (self._model.IsControl(token) or self._model.IsUnknown(token))
-            if plain and len(piece) == 1 and piece != _SPACE and num_pieces_with[piece] == 1:
+            if plain and len(piece) == 1 and piece != _SPACE and occurrences[piece] == 1:
                 yield piece
 
 

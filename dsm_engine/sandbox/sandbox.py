@@ -120,10 +120,6 @@ class Sandbox:
     @property
     def conditions(self) -> str:
         """All that a result depends on besides the program, in one line."""
-        return self._conditions
-
-    @cached_property
-    def _conditions(self) -> str:
         versions = " ".join(f"{name} {version}" for name, version in package_versions().items())
         limits = ", ".join(f"{name} {value:g}" for name, value in self._limits.items())
         place = "no sandbox" if self._unsafe else "bubblewrap"

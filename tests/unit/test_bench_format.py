@@ -91,3 +91,16 @@ def test_measure_warms_up_and_counts_only_the_repetitions(result_file) -> None:
     first, third = timing.quartiles
     assert 0 < first <= timing.median <= third
     assert timing.per(10).median == timing.median / 10
+
+
+def test_a_corpus_is_the_same_every_time_and_as_large_as_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    monkeypatch.setenv("DSM_SHARED", str(tmp_path / "absent"))
+    corpus = importlib.import_module("corpus")
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    assert [corpus.write_corpus(path, 20_000) for path in paths] == ["sample problems"] * 2
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    texts = [orjson.loads(line)["text"] for line in paths[0].read_bytes().splitlines()]
+    assert 20_000 <= sum(len(text.encode()) for text in texts) < 21_000

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dsm_engine.data import early_load
 from dsm_engine.data.flat_ids import lists_of_ids
 from dsm_engine.data.huggingface_fast import FastEncoder
 from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
@@ -165,8 +166,9 @@ def test_one_thread_is_one_thread(tmp_path: Path) -> None:
     """In a process of its own: others have started threads in this one."""
     program = (
         "import os, sys; from pathlib import Path\n"
+        "from dsm_engine.data.early_load import load_fastokens\n"
         "from dsm_engine.data.huggingface_fast import FastEncoder\n"
-        "fast = FastEncoder(lambda library: library.from_file(sys.argv[1]))\n"
+        "fast = FastEncoder(load_fastokens(lambda library: library.from_file(sys.argv[1])))\n"
         "before = len(os.listdir('/proc/self/task'))\n"
         "fast.encode_flat(['one two three four ' * 20000] * 8)\n"
         "print(len(os.listdir('/proc/self/task')) - before)\n"
@@ -201,13 +203,13 @@ def test_a_process_forked_while_the_file_is_loaded_loads_it_again(
     tmp_path: Path, monkeypatch
 ) -> None:
     go_on = threading.Event()
-    load = FastEncoder.__init__
+    load = early_load.load_fastokens
 
-    def slow_load(self, how):
+    def slow_load(how):
         go_on.wait()
-        load(self, how)
+        return load(how)
 
-    monkeypatch.setattr(FastEncoder, "__init__", slow_load)
+    monkeypatch.setattr(early_load, "load_fastokens", slow_load)
     tokenizer = load_tokenizer(bpe(tmp_path / "tokenizer.json", "byte_level"), bulk=True)
     context = multiprocessing.get_context("fork")
 

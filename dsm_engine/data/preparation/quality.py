@@ -90,18 +90,15 @@ def open_verification(
     if recipe is None:
         return None
     from dsm_engine.data.program_cache import ProgramCache, default_cache_path
-    from dsm_engine.data.program_verification import ProgramVerifier
-    from dsm_engine.sandbox import Sandbox
-
-    def sandbox() -> Sandbox:
-        return Sandbox(
-            timeout_s=recipe.timeout_s,
-            memory_mib=recipe.memory_mib,
-            workers=1,
-            unsafe=unsafe_exec,
-        )
+    from dsm_engine.data.program_verification import ProgramVerifier, verification_sandbox
 
     cache_path = recipe.cache or default_cache_path()
-    sandbox().close()
-    ProgramCache(cache_path).close()
-    return lambda: ProgramVerifier(sandbox(), ProgramCache(cache_path))
+
+    def make_verifier() -> ProgramVerifier:
+        sandbox = verification_sandbox(
+            cpu_s=recipe.cpu_s, memory_mib=recipe.memory_mib, unsafe=unsafe_exec
+        )
+        return ProgramVerifier(sandbox, ProgramCache(cache_path))
+
+    make_verifier().close()
+    return make_verifier
