@@ -2,11 +2,12 @@
 
 import contextlib
 import re
+from collections import Counter
 
 import pytest
 
-from dsm_engine.data.example import ExampleOmitted
-from dsm_engine.data.sources.held_out import refuse_benchmark
+from dsm_engine.data.example import Example, ExampleOmitted
+from dsm_engine.data.sources.held_out import fingerprint, held_out_questions, refuse_benchmark
 from dsm_engine.data.sources.mwptoolkit import join_segments
 from dsm_engine.data.sources.records import read_records
 from dsm_engine.data.sources.registry import make_reader
@@ -72,6 +73,24 @@ KEPT = {
     ),
 }
 can_run = pytest.mark.skipif(not sandbox_status().available, reason=sandbox_status().reason)
+
+
+@pytest.fixture(scope="module")
+def read_once() -> dict[str, tuple[list[Example], Counter[str]]]:
+    """What `read` has read."""
+    return {}
+
+
+@pytest.fixture
+def read(read_once, read_published):
+    """Reads a published set; each is read once in this module."""
+
+    def read(name: str) -> tuple[list[Example], Counter[str]]:
+        if name not in read_once:
+            read_once[name] = read_published(published(name), "mwptoolkit")
+        return read_once[name]
+
+    return read
 
 
 def published(name: str) -> str:
@@ -193,14 +212,39 @@ def test_joining_changes_no_number_and_no_character_of_the_published_texts(share
 
 
 @pytest.mark.parametrize("name", KEPT)
-def test_the_published_training_sets_are_read_and_not_refused(read_published, shared_folder, name):
-    kept, dropped = read_published(published(name), "mwptoolkit")
+def test_the_published_training_sets_are_read_and_not_refused(read, shared_folder, name):
+    kept, dropped = read(name)
     assert (len(kept), dropped) == KEPT[name]
     assert {example.language for example in kept} == {"zh" if name == "hmwp" else "en"}
     assert len({example.id for example in kept}) == len(kept)
     refuse_benchmark(
         make_reader("mwptoolkit"), shared_folder / "data" / published(name), "sources.0"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "num_kept", "num_held_out"),
+    [
+        ("asdiv-a", 956, 956),
+        ("mawps-single", 1558, 1530),
+        ("mawps", 1841, 1623),
+        ("alg514", 407, 4),
+        ("draw", 593, 0),
+        ("dolphin1878", 1333, 0),
+        ("hmwp", 4284, 0),
+    ],
+)
+def test_so_many_questions_are_those_of_benchmarks(read, name, num_kept, num_held_out):
+    kept, _ = read(name)
+    held_out = held_out_questions()
+    found = [example for example in kept if fingerprint(example.question) in held_out]
+    assert (len(kept), len(found)) == (num_kept, num_held_out)
+
+
+def test_so_many_programs_choose_between_two_roots(read):
+    kept, _ = read("hmwp")
+    choice = re.compile(r"(?:min|max)\(solve")
+    assert sum(bool(choice.search(example.blocks[0].text)) for example in kept) == 602
 
 
 @pytest.mark.parametrize("name", ["asdiv-a", "mawps-single", "mawps"])
@@ -227,8 +271,8 @@ def test_some_programs_print_their_answers_in_the_sandbox(shared_folder, name):
 @can_run
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KEPT)
-def test_every_program_prints_its_answer_in_the_sandbox(read_published, name):
-    kept, _ = read_published(published(name), "mwptoolkit")
+def test_every_program_prints_its_answer_in_the_sandbox(read, name):
+    kept, _ = read(name)
     check_in_sandbox(kept)
 
 

@@ -19,7 +19,7 @@ _DECIMAL = re.compile(r"-?\d+\.(\d+)")
 _PERCENTAGE = re.compile(r"-?\d+(?:\.(\d+))?%")
 _MAX_DIGITS = 100
 _MAX_EXPONENT = 64
-_MAX_POWER_BITS = 4096
+_MAX_VALUE_BITS = 4096
 _MAX_DEPTH = 64
 _SUM, _PRODUCT, _SIGN, _POWER, _ATOM = range(5)
 
@@ -106,6 +106,8 @@ def in_form_of(answer: str, value: Fraction, code: str) -> Shown | None:
     None where that is not the answer. Raises BadEquation where the answer cannot be read.
     """
     expected = parse_expression(answer).number
+    if num_bits(value) > _MAX_VALUE_BITS:  # Python has limits on the digits it writes
+        raise BadEquation("the value is too large")
     try:
         shown_value, shown = _shown(value, code, answer.strip())
     except OverflowError as error:
@@ -216,7 +218,7 @@ class _Parser:
         if exponent.number.denominator != 1 or not 0 <= exponent.number <= _MAX_EXPONENT:
             raise BadEquation(f"an exponent is no integer from 0 to {_MAX_EXPONENT}")
         value = base.value ** int(exponent.number)
-        if isinstance(value, Fraction) and num_bits(value) > _MAX_POWER_BITS:
+        if isinstance(value, Fraction) and num_bits(value) > _MAX_VALUE_BITS:
             raise BadEquation("a power is too large")
         code = f"{_within(base, _ATOM)} ** {_within(exponent, _POWER)}"
         is_int = base.is_int and exponent.is_int
