@@ -145,6 +145,8 @@ def test_a_condition_shows_in_the_choice_of_the_solution(write_records, read_exa
         (ALG514 | {"ans": [4.5, 7.5, 12]}, "answer_mismatch", True),
         (ALG514 | {"ans": []}, "no_final_answer", True),
         (ALG514 | {"ans": None}, "no_final_answer", True),
+        (ALG514 | {"ans": [4.5, None]}, "bad_value", False),
+        (ALG514 | {"ans": {"m": 4.5}}, "bad_value", False),
         (ALG514 | {"ans": [True]}, "bad_value", False),
         (ALG514 | {"ans": [[4.5]]}, "bad_value", False),
         (ALG514 | {"ans": ["four"]}, "bad_equation", True),

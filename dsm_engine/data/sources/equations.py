@@ -117,6 +117,7 @@ def in_form_of(answer: str, value: Fraction, code: str) -> Shown | None:
 
 def _shown(value: Fraction, code: str, answer: str) -> tuple[Fraction, Shown]:
     if match := _PERCENTAGE.fullmatch(answer):
+        code = code if code.isidentifier() else f"({code})"
         digits = len(match[1] or "")
         rounded = _rounded(100 * value, digits)
         if digits == 0:

@@ -19,7 +19,7 @@ from dsm_engine.data.sources.reader import Reader
 from dsm_engine.data.sources.rows import Row, optional_text, text_field
 
 _TREEBANK = {"``": '"', "''": '"', "-LRB-": "(", "-RRB-": ")"}
-_JOINED_TO_THE_LEFT = re.compile(r"[.,?!;)]|''|-RRB-|['’](?:s|S)?|n't|\?+")
+_JOINED_TO_THE_LEFT = re.compile(r"[.,!;)]|\?+|''|-RRB-|['’](?:s|S)?|n't")
 _JOINED_TO_THE_RIGHT = re.compile(r"[$(]|``|-LRB-")
 _STOPS = (".", ",")
 _CONDITION = re.compile("[<>]")
@@ -93,10 +93,12 @@ def _problem(record: dict[str, Any]) -> _Problem:
 def _of_one_text(record: dict[str, Any]) -> _Problem:
     text = text_field(record, "original_text", "missing_question")
     answers = record.get("ans")
+    if isinstance(answers, int | float | str):
+        answers = [answers]
     return _Problem(
         question=join_segments(text),
         equations=text_field(record, "equation", "missing_answer").split(";"),
-        answers=_numbers(answers if isinstance(answers, list) else [answers], "ans"),
+        answers=_numbers(answers, "ans"),
     )
 
 
@@ -135,12 +137,12 @@ def _of_mawps_single(record: dict[str, Any]) -> _Problem:
 def _of_asdiv(record: dict[str, Any]) -> _Problem:
     body = text_field(record, "Body", "missing_question")
     question = text_field(record, "Question", "missing_question")
-    formula, _, _ = text_field(record, "Formula", "missing_answer").partition("=")
-    number, _, _ = optional_text(record, "Answer").partition("(")
+    formula = text_field(record, "Formula", "missing_answer").partition("=")[0]
+    number = optional_text(record, "Answer").partition("(")[0].strip()
     return _Problem(
         question=f"{body} {question}",
         equations=[f"x={formula}"],
-        answers=_numbers([number.strip() or None], "Answer"),
+        answers=[number] if number else [],
     )
 
 
@@ -159,7 +161,9 @@ def _numbers(values: Any, key: str) -> list[str]:
         return []
     if not isinstance(values, list):
         raise ExampleFault("bad_value", f"{key!r} is no list")
-    return [optional_text({key: _whole(value)}, key) for value in values if value is not None]
+    if any(isinstance(value, bool) or not isinstance(value, int | float | str) for value in values):
+        raise ExampleFault("bad_value", f"{key!r} is no list of numbers")
+    return [str(_whole(value)).strip() for value in values]
 
 
 def _whole(value: Any) -> Any:
