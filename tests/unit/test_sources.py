@@ -298,7 +298,7 @@ def test_every_reader_is_registered_under_its_own_name():
     assert all(reader.name == name for name, reader in READERS.items())
     assert sorted(READERS) == [
         *("ape210k", "examples", "gaokao_bench", "gsm8k", "jsonl", "lila", "math", "math23k"),
-        *("math_instruct", "mathcoder", "tal_scq5k", "tora"),
+        *("math_instruct", "mathcoder", "mwptoolkit", "tal_scq5k", "tora"),
     ]
 
 

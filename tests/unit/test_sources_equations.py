@@ -101,9 +101,10 @@ def test_another_value_is_a_mismatch(equation, answer):
     assert solve(equation, answer) is None
 
 
-def test_a_value_too_large_to_be_shown_is_refused():
+@pytest.mark.parametrize(("num_factors", "answer"), [(5, "1.0"), (80, "1"), (80, "1%")])
+def test_a_value_too_large_to_be_shown_is_refused(num_factors, answer):
     with pytest.raises(BadEquation, match="too large"):
-        solve("x=10^64*10^64*10^64*10^64*10^64", "1.0")
+        solve("x=" + "*".join(["10^64"] * num_factors), answer)
 
 
 @pytest.mark.parametrize("reader", ["ape210k", "math23k"])

@@ -10,6 +10,7 @@ from dsm_engine.data.sources.lila import LilaReader
 from dsm_engine.data.sources.math import MathReader
 from dsm_engine.data.sources.math_instruct import MathInstructReader
 from dsm_engine.data.sources.mathcoder import MathcoderReader
+from dsm_engine.data.sources.mwptoolkit import MwpToolkitReader
 from dsm_engine.data.sources.reader import Reader
 from dsm_engine.data.sources.tal_scq5k import TalScq5kReader
 from dsm_engine.data.sources.tora import ToraReader
@@ -30,6 +31,7 @@ _READERS: tuple[type[Reader], ...] = (
     TalScq5kReader,
     Ape210kReader,
     Math23kReader,
+    MwpToolkitReader,
     GaokaoBenchReader,
 )
 READERS: dict[str, type[Reader]] = {reader.name: reader for reader in _READERS}
