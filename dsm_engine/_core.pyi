@@ -184,3 +184,29 @@ class SentencePieceBpe:
     def encode_batch(
         self, texts: Sequence[str], *, continuation: bool, threads: int
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]: ...
+
+def fingerprint_texts(
+    texts: Sequence[str], *, threads: int
+) -> tuple[NDArray[np.uint64], NDArray[np.uint64], NDArray[np.uint8]]: ...
+
+class DuplicateFinder:
+    def __init__(self, threshold: float) -> None: ...
+    @property
+    def num_documents(self) -> int: ...
+    def add(
+        self,
+        exact: NDArray[np.uint64],
+        numbers: NDArray[np.uint64],
+        signatures: NDArray[np.uint8],
+    ) -> tuple[NDArray[np.uint8], NDArray[np.int64]]: ...
+
+class ContaminationIndex:
+    def __init__(
+        self, *, ngram: int, shortest: int, chinese_ngram: int, chinese_shortest: int
+    ) -> None: ...
+    @property
+    def num_texts(self) -> int: ...
+    def add(self, texts: Sequence[str], *, chinese: bool) -> NDArray[np.uint8]: ...
+    def find(
+        self, questions: Sequence[str], answers: Sequence[str], *, threads: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]: ...

@@ -12,5 +12,6 @@ void bind_sidecars(pybind11::module_& module);
 void bind_gather(pybind11::module_& module);
 void bind_operators(pybind11::module_& module);
 void bind_tokenizers(pybind11::module_& module);
+void bind_texts(pybind11::module_& module);
 
 }  // namespace dsm::bindings

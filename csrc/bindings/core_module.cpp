@@ -33,4 +33,5 @@ PYBIND11_MODULE(_core, module) {
   dsm::bindings::bind_gather(module);
   dsm::bindings::bind_operators(module);
   dsm::bindings::bind_tokenizers(module);
+  dsm::bindings::bind_texts(module);
 }

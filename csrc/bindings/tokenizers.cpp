@@ -4,25 +4,12 @@
 
 #include "bindings/core_bindings.h"
 #include "bindings/numpy_arrays.h"
+#include "bindings/text_views.h"
 #include "core/error.h"
 #include "core/sentencepiece_bpe.h"
 
 namespace dsm::bindings {
 namespace {
-
-// The strings' own UTF-8, which lives as long as they do: they must be kept. One with a lone
-// surrogate has none, and is a UnicodeEncodeError.
-std::vector<std::string_view> utf8_views(const py::tuple& strings) {
-  std::vector<std::string_view> views;
-  views.reserve(strings.size());
-  for (const py::handle& string : strings) {
-    Py_ssize_t size = 0;
-    const char* bytes = PyUnicode_AsUTF8AndSize(string.ptr(), &size);
-    if (bytes == nullptr) throw py::error_already_set();
-    views.emplace_back(bytes, static_cast<size_t>(size));
-  }
-  return views;
-}
 
 std::unique_ptr<SentencePieceBpe> make_sentencepiece(const py::sequence& pieces,
                                                      const Array<float>& scores,

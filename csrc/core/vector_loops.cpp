@@ -88,6 +88,19 @@ DSM_VECTOR_CLONES bool fill_descending_draws(const uint64_t* words, uint64_t bou
   return suspicious != 0;
 }
 
+DSM_VECTOR_CLONES void lower_to_minima(const uint32_t* __restrict values, int64_t n,
+                                       const uint32_t* __restrict masks,
+                                       const uint32_t* __restrict factors,
+                                       uint32_t* __restrict minima, int64_t m) {
+  for (int64_t j = 0; j < n; ++j) {
+    const uint32_t value = values[j];
+    for (int64_t i = 0; i < m; ++i) {
+      const uint32_t image = (value ^ masks[i]) * factors[i];
+      minima[i] = std::min(minima[i], image);
+    }
+  }
+}
+
 DSM_VECTOR_CLONES LengthRange range_of_lengths(const int32_t* lengths, int64_t n) {
   int32_t shortest = lengths[0];
   int32_t longest = lengths[0];

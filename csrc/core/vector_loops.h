@@ -30,6 +30,10 @@ void fill_random_words(uint64_t key, uint64_t first, uint64_t* out, int64_t n);
 /// less than bound; bound is at most 2^32 - 1.
 bool fill_descending_draws(const uint64_t* words, uint64_t bound, uint32_t* out, int64_t n);
 
+/// minima[i] = min(minima[i], (values[j] ^ masks[i]) * factors[i]) over all j < n, for i < m.
+void lower_to_minima(const uint32_t* values, int64_t n, const uint32_t* masks,
+                     const uint32_t* factors, uint32_t* minima, int64_t m);
+
 struct LengthRange {
   int32_t shortest;
   int32_t longest;
