@@ -2,7 +2,8 @@
 
 Unicode's NFKC and case folding; superscripts and subscripts become `^` and `_` first, since x² is
 not x2. Texts of common characters alone, which is nearly all, go as they are: the core folds ASCII
-case, full-width punctuation and digits, curly quotes, dashes and spaces itself, and NFKC would change nothing else.
+case, full-width punctuation and digits, curly quotes, dashes and spaces itself, and NFKC would
+change nothing else.
 """
 
 import re
