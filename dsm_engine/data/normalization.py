@@ -2,7 +2,8 @@
 
 Unicode's NFKC and case folding; superscripts and subscripts become `^` and `_` first, since x² is
 not x2. Texts of common characters alone, which is nearly all, go as they are: the core folds ASCII
-case, full-width forms, curly quotes, dashes and spaces itself, and NFKC would change nothing else.
+case, full-width punctuation and digits, curly quotes, dashes and spaces itself, and NFKC would
+change nothing else.
 """
 
 import re
@@ -12,8 +13,11 @@ from contextlib import contextmanager
 
 from dsm_engine.errors import DsmError
 
+# Full-width punctuation behind a backslash or a bracket may be LaTeX once it is folded.
 _UNCOMMON = re.compile(
-    "[^\0-\x7f\u4e00-\u9fff\uff01-\uff5e\u3000-\u3002\u3008-\u3011‘’“”—−×÷±°√≈≤≥≠∠△π]"
+    "[^\0-\x7f\u4e00-\u9fff\u3000-\u3002\u3008-\u3011‘’“”—−×÷±°√≈≤≥≠∠△π"
+    "，．：；？！（）％＋－＝／＜＞\uff10-\uff19]"
+    r"|[\\{][\uff01-\uff5e]"
 )
 _SUPERSCRIPT = re.compile("[\u00b2\u00b3\u00b9\u2070-\u207f]+")
 _SUBSCRIPT = re.compile("[\u2080-\u209c]+")

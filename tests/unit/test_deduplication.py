@@ -56,6 +56,7 @@ def example(**changes) -> Example:
         ("小明有３个苹果，一共？", "小明有 3 个苹果,一共?"),
         ("Jane’s “half”", 'Jane\'s "half"'),
         ("x² + y₁", "x^2 + y_1"),
+        ("a\\，b １{，}０００", "a\\,b 1000"),
         ("Straße ﬁn", "STRASSE fin"),
         ("5 − 3 — 1", "5 - 3 - 1"),
     ],
