@@ -19,7 +19,8 @@ from pathlib import Path
 import numpy as np
 from published_files import TRAINING_FILES, benchmark_recipes, worked_answer
 
-from dsm_engine.data.decontamination import (
+from dsm_engine.data.example import Example
+from dsm_engine.data.quality.decontamination import (
     CHINESE_NGRAM,
     CONTAINED,
     ENGLISH_NGRAM,
@@ -29,7 +30,6 @@ from dsm_engine.data.decontamination import (
     benchmark_texts,
     load_benchmarks,
 )
-from dsm_engine.data.example import Example
 
 _CHINESE_NGRAMS = (8, 10, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22, 25, 30, 35, 40)
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]+)?|[a-z]+|[\u4e00-\u9fff]")

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from published_files import TRAINING_FILES
 
-from dsm_engine.data.deduplication import EXACT, NEAR, NEW, DuplicateFinder, fingerprints
-from dsm_engine.data.deduplication import duplicate_text as text_of
+from dsm_engine.data.quality.deduplication import EXACT, NEAR, NEW, DuplicateFinder, fingerprints
+from dsm_engine.data.quality.deduplication import duplicate_text as text_of
 
 _THRESHOLD = 0.9
 _SHINGLE = 5

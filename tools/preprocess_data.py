@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from dsm_engine.data.early_load import EarlyLoad
+from dsm_engine.data.tokenizers.early_load import EarlyLoad
 from dsm_engine.errors import DsmError
 from dsm_engine.nearest import nearest
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsm_engine.data.decontamination import BenchmarkRecipe
 from dsm_engine.data.example import Example, ExampleFault
+from dsm_engine.data.quality.decontamination import BenchmarkRecipe
 from dsm_engine.data.sources.registry import make_reader
 
 

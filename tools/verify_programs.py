@@ -16,7 +16,7 @@ from typing import Any
 import orjson
 
 from dsm_engine.data.example import Example, ExampleFault
-from dsm_engine.data.program_verification import ProgramVerifier, verification_sandbox
+from dsm_engine.data.quality.program_verification import ProgramVerifier, verification_sandbox
 from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.errors import DsmError
 from dsm_engine.grading import grader_name

@@ -22,12 +22,12 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from dsm_engine.data.early_load import EarlyLoad
 from dsm_engine.data.example import ExampleFault
 from dsm_engine.data.indexed_dataset import write_index
 from dsm_engine.data.megatron_tokenizers import MegatronTokenizer, load_megatron_tokenizer
 from dsm_engine.data.sources.line_blocks import LineBlock, read_line_blocks
 from dsm_engine.data.sources.rows import MAX_LINE_BYTES, json_fault, json_kind
+from dsm_engine.data.tokenizers.early_load import EarlyLoad
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file
 from dsm_engine.targets import prepare_targets

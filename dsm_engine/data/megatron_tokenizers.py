@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dsm_engine.data.early_load import EarlyLoad
-from dsm_engine.data.flat_ids import FlatIds
 from dsm_engine.data.indexed_dataset import optimal_dtype
+from dsm_engine.data.tokenizers.early_load import EarlyLoad
+from dsm_engine.data.tokenizers.flat_ids import FlatIds
 from dsm_engine.errors import DsmError
 from dsm_engine.nearest import nearest
 
@@ -100,7 +100,7 @@ def _json_file(model: Path) -> Path:
 
 class _SentencePiece:
     def __init__(self, model: Path) -> None:
-        from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
+        from dsm_engine.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
         if model.is_dir():
             model = model / "tokenizer.model"
@@ -126,7 +126,7 @@ class _HuggingFace:
     def __init__(
         self, model: Path, special_tokens: bool, parse_controls: bool, early: EarlyLoad | None
     ) -> None:
-        from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
+        from dsm_engine.data.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
 
         self._tokenizer = HuggingFaceTokenizer(model, bulk=True, early=early)
         self.eod = self._tokenizer.eos_id

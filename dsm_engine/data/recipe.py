@@ -5,8 +5,8 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dsm_engine.data.decontamination import DecontaminationRecipe
 from dsm_engine.data.example import Format, Language
+from dsm_engine.data.quality.decontamination import DecontaminationRecipe
 from dsm_engine.data.tokenized_dataset import PREFIX_HINT, names_files
 from dsm_engine.recipes import Section
 

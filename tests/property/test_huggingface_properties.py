@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsm_engine.data.flat_ids import lists_of_ids
-from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
+from dsm_engine.data.tokenizers.flat_ids import lists_of_ids
+from dsm_engine.data.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
 from tests.huggingface_models import CONTROL_STRINGS, PIPELINES, UNMARKED, bpe
 
 pytest.importorskip("fastokens")

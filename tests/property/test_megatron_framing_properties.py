@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsm_engine.data.flat_ids import flat_ids
 from dsm_engine.data.megatron_preprocess import _framed
+from dsm_engine.data.tokenizers.flat_ids import flat_ids
 
 IDS = st.lists(st.integers(10, 99), max_size=4)
 MARKS = st.lists(st.integers(1, 5), max_size=2)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from dsm_engine.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from tests.sentencepiece_models import CONTROLS, SHAPES, SYMBOLS, train_model
 
 PARTS = st.one_of(

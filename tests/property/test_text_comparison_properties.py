@@ -6,9 +6,9 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsm_engine.data.decontamination import ContaminationIndex
-from dsm_engine.data.deduplication import DuplicateFinder, fingerprints
-from dsm_engine.data.normalization import normalized
+from dsm_engine.data.quality.decontamination import ContaminationIndex
+from dsm_engine.data.quality.deduplication import DuplicateFinder, fingerprints
+from dsm_engine.data.quality.normalization import normalized
 from tests import text_reference
 
 PIECES = st.sampled_from(

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from dsm_engine.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from tests.sentencepiece_models import SHAPES, random_text, train_model
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from dsm_engine.data.decontamination import (
+from dsm_engine.data.quality.decontamination import (
     CONTAINED,
     NGRAM,
     NOT_FOUND,

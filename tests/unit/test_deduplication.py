@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from dsm_engine.data.deduplication import (
+from dsm_engine.data.example import Block, Example
+from dsm_engine.data.quality.deduplication import (
     EXACT,
     NEAR,
     NEW,
@@ -14,7 +15,6 @@ from dsm_engine.data.deduplication import (
     duplicate_text,
     fingerprints,
 )
-from dsm_engine.data.example import Block, Example
 from dsm_engine.errors import DsmError
 from tests.text_reference import jaccard
 

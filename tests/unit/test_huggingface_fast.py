@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dsm_engine.data import early_load
-from dsm_engine.data.flat_ids import lists_of_ids
-from dsm_engine.data.huggingface_fast import FastEncoder
-from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
-from dsm_engine.data.tokenizers import load_tokenizer
+from dsm_engine.data.tokenizers import early_load, load_tokenizer
+from dsm_engine.data.tokenizers.flat_ids import lists_of_ids
+from dsm_engine.data.tokenizers.huggingface_fast import FastEncoder
+from dsm_engine.data.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
 from dsm_engine.errors import DsmError
 from tests.huggingface_models import (
     CONTROL_STRINGS,
@@ -166,8 +165,8 @@ def test_one_thread_is_one_thread(tmp_path: Path) -> None:
     """In a process of its own: others have started threads in this one."""
     program = (
         "import os, sys; from pathlib import Path\n"
-        "from dsm_engine.data.early_load import load_fastokens\n"
-        "from dsm_engine.data.huggingface_fast import FastEncoder\n"
+        "from dsm_engine.data.tokenizers.early_load import load_fastokens\n"
+        "from dsm_engine.data.tokenizers.huggingface_fast import FastEncoder\n"
         "fast = FastEncoder(load_fastokens(lambda library: library.from_file(sys.argv[1])))\n"
         "before = len(os.listdir('/proc/self/task'))\n"
         "fast.encode_flat(['one two three four ' * 20000] * 8)\n"

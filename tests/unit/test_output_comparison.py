@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsm_engine.data.output_comparison import records_error, same_output
+from dsm_engine.data.quality.output_comparison import records_error, same_output
 from dsm_engine.programs import shown_result
 from dsm_engine.sandbox import ProgramResult
 

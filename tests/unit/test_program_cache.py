@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dsm_engine.data.program_cache import ProgramCache, default_cache_path
+from dsm_engine.data.quality.program_cache import ProgramCache, default_cache_path
 from dsm_engine.errors import DsmError
 from dsm_engine.sandbox import ProgramResult
 
@@ -115,7 +115,7 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     code = (
         "import sys; from pathlib import Path\n"
-        "from dsm_engine.data.program_cache import ProgramCache\n"
+        "from dsm_engine.data.quality.program_cache import ProgramCache\n"
         "from dsm_engine.sandbox import ProgramResult\n"
         "cache, n = ProgramCache(Path(sys.argv[1])), 0\n"
         "while True:\n"

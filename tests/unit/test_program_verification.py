@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dsm_engine.data.example import Block, Example, ExampleFault, Format
-from dsm_engine.data.program_cache import ProgramCache
-from dsm_engine.data.program_verification import ProgramVerifier, verification_sandbox
+from dsm_engine.data.quality.program_cache import ProgramCache
+from dsm_engine.data.quality.program_verification import ProgramVerifier, verification_sandbox
 from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.sandbox import ProgramResult, Sandbox, sandbox_status
 

@@ -12,9 +12,9 @@ import pytest
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-from dsm_engine.data import sentencepiece_tokenizer
-from dsm_engine.data.sentencepiece_native import compile_model
-from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
+from dsm_engine.data.tokenizers import sentencepiece_tokenizer
+from dsm_engine.data.tokenizers.sentencepiece_native import compile_model
+from dsm_engine.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 from dsm_engine.errors import DsmError
 from tests.sentencepiece_models import CONTROLS, SHAPES, random_text, train_model
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from dsm_engine import __version__
-from dsm_engine.data.decontamination import (
+from dsm_engine.data.preparation.blocks import BLOCK_BYTES, SourceFile
+from dsm_engine.data.quality.decontamination import (
     BenchmarkRecipe,
     ContaminationIndex,
     load_benchmarks,
 )
-from dsm_engine.data.preparation.blocks import BLOCK_BYTES, SourceFile
 from dsm_engine.data.recipe import PreprocessRecipe, SourceRecipe
 from dsm_engine.data.sources.held_out import refuse_benchmark
 from dsm_engine.data.sources.reader import Reader

@@ -6,8 +6,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dsm_engine.data.decontamination import ContaminationIndex
-from dsm_engine.data.deduplication import (
+from dsm_engine.data.example import Example
+from dsm_engine.data.preparation.prepare import Look, Verifier
+from dsm_engine.data.preparation.resolve import Duplicates
+from dsm_engine.data.quality.decontamination import ContaminationIndex
+from dsm_engine.data.quality.deduplication import (
     EXACT,
     NEW,
     DuplicateFinder,
@@ -15,9 +18,6 @@ from dsm_engine.data.deduplication import (
     duplicate_text,
     fingerprints,
 )
-from dsm_engine.data.example import Example
-from dsm_engine.data.preparation.prepare import Look, Verifier
-from dsm_engine.data.preparation.resolve import Duplicates
 from dsm_engine.data.recipe import PreprocessRecipe, VerificationRecipe
 
 
@@ -89,8 +89,8 @@ def open_verification(
     """
     if recipe is None:
         return None
-    from dsm_engine.data.program_cache import ProgramCache, default_cache_path
-    from dsm_engine.data.program_verification import ProgramVerifier, verification_sandbox
+    from dsm_engine.data.quality.program_cache import ProgramCache, default_cache_path
+    from dsm_engine.data.quality.program_verification import ProgramVerifier, verification_sandbox
 
     cache_path = recipe.cache or default_cache_path()
 

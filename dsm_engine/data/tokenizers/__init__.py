@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from dsm_engine.data.flat_ids import FlatIds
 from dsm_engine.data.segments import Segment
+from dsm_engine.data.tokenizers.flat_ids import FlatIds
 from dsm_engine.errors import DsmError
 
 
@@ -119,12 +119,12 @@ def load_tokenizer(
     """
     file = _model_file(path)
     if file.suffix == ".json":
-        from dsm_engine.data.huggingface_tokenizer import HuggingFaceTokenizer
+        from dsm_engine.data.tokenizers.huggingface_tokenizer import HuggingFaceTokenizer
 
         return HuggingFaceTokenizer(file, bos=bos, eos=eos, bulk=bulk)
     if bos or eos:
         raise DsmError(f"{file}: BOS and EOS of a SentencePiece model stand in the model itself")
-    from dsm_engine.data.sentencepiece_tokenizer import SentencePieceTokenizer
+    from dsm_engine.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
 
     return SentencePieceTokenizer(file)
 
@@ -202,7 +202,7 @@ def train_sentencepiece(
 
     The same texts give the same bytes. Raises DsmError where the size does not suit the texts.
     """
-    from dsm_engine.data.sentencepiece_tokenizer import train
+    from dsm_engine.data.tokenizers.sentencepiece_tokenizer import train
 
     train(texts, path=path, vocab_size=vocab_size, symbols=symbols)
 

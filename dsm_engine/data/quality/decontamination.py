@@ -26,7 +26,7 @@ from pydantic import Field
 
 from dsm_engine import _core
 from dsm_engine.data.example import ExampleFault, Language
-from dsm_engine.data.normalization import normalized, whole_characters
+from dsm_engine.data.quality.normalization import normalized, whole_characters
 from dsm_engine.data.sources.records import read_records
 from dsm_engine.data.sources.rows import parse_object
 from dsm_engine.errors import DsmError

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dsm_engine.data.flat_ids import FlatIds
+from dsm_engine.data.tokenizers.flat_ids import FlatIds
 
 _PART_CHARACTERS = 1 << 18
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")

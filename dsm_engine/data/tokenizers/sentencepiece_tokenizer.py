@@ -10,7 +10,7 @@ from typing import Any
 import sentencepiece
 
 from dsm_engine.data.chat_template_files import copy_chat_template
-from dsm_engine.data.flat_ids import (
+from dsm_engine.data.tokenizers.flat_ids import (
     FlatIds,
     check_equal,
     flat_ids,
@@ -18,7 +18,7 @@ from dsm_engine.data.flat_ids import (
     refuse_surrogates,
     sample_texts,
 )
-from dsm_engine.data.sentencepiece_native import compile_model
+from dsm_engine.data.tokenizers.sentencepiece_native import compile_model
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3
 

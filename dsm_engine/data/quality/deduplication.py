@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from dsm_engine import _core
 from dsm_engine.data.example import Example
-from dsm_engine.data.normalization import normalized, whole_characters
+from dsm_engine.data.quality.normalization import normalized, whole_characters
 
 NEW, EXACT, NEAR = 0, 1, 2
 """The verdicts of a DuplicateFinder."""

@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from dsm_engine.data.answer_comparison import among_answers, same_answer
 from dsm_engine.data.example import Example, ExampleFault
-from dsm_engine.data.output_comparison import (
+from dsm_engine.data.quality.answer_comparison import among_answers, same_answer
+from dsm_engine.data.quality.output_comparison import (
     records_error,
     records_timeout,
     same_error,
     same_output,
 )
-from dsm_engine.data.program_cache import ProgramCache
+from dsm_engine.data.quality.program_cache import ProgramCache
 from dsm_engine.grading import boxed_answers, extract_answer
 from dsm_engine.programs import (
     CellResult,

@@ -8,8 +8,8 @@ import orjson
 import tokenizers
 
 from dsm_engine.data.chat_template_files import copy_chat_template
-from dsm_engine.data.early_load import EarlyLoad, load_fastokens
-from dsm_engine.data.flat_ids import (
+from dsm_engine.data.tokenizers.early_load import EarlyLoad, load_fastokens
+from dsm_engine.data.tokenizers.flat_ids import (
     NUM_PIECES,
     FlatIds,
     check_equal,
@@ -18,7 +18,7 @@ from dsm_engine.data.flat_ids import (
     refuse_surrogates,
     sample_texts,
 )
-from dsm_engine.data.huggingface_fast import FastEncoder
+from dsm_engine.data.tokenizers.huggingface_fast import FastEncoder
 from dsm_engine.errors import DsmError
 from dsm_engine.files import atomic_file, file_xxh3, read_json, write_json
 from dsm_engine.nearest import nearest
