@@ -10,6 +10,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 BENCH_STAMP := $(VENV)/.bench
 NATIVE_SOURCES := CMakeLists.txt $(shell find csrc -type f)
+# A module that became a package is not found until the next installation.
+PACKAGES := $(shell find dsm_engine -name __init__.py)
 PYTEST := $(BIN)/python -m pytest
 
 FUZZ_RUNS ?= 1000000
@@ -19,8 +21,8 @@ FUZZ_TARGETS := index spans attributes pack_index
 
 install: $(STAMP)
 
-# Editable, so Python sources need no reinstall; native sources and versions do.
-$(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES)
+# Editable, so Python sources need no reinstall; native sources, versions and new packages do.
+$(STAMP): pyproject.toml constraints.txt $(NATIVE_SOURCES) $(PACKAGES)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v in ((3, 11), (3, 12)) else "dsm_engine needs Python 3.11 or 3.12, found %d.%d; run make PYTHON=python3.11" % v)'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) $(shell grep '^torch==' constraints.txt)
