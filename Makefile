@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 FUZZ_RUNS ?= 1000000
 FUZZ_TARGETS := index spans attributes pack_index
 
-.PHONY: install quickstart test test-slow test-native test-scale test-gpu fuzz bench-data bench-preprocess real-weights lint format clean
+.PHONY: install quickstart test test-slow test-native test-scale soak test-gpu fuzz bench-data bench-preprocess real-weights lint format clean
 
 install: $(STAMP)
 
@@ -78,6 +78,10 @@ fuzz: $(STAMP)
 	PYTHONPATH=$$($(BIN)/python -c 'import os, sys; print(os.pathsep.join([os.getcwd(), *filter(None, sys.path)]))') \
 	  build/fuzz-venv/bin/python tests/fuzz/fuzz_manifest.py -runs=$(FUZZ_RUNS) $(FUZZ_FLAGS) \
 	  -artifact_prefix=build/fuzz/manifest- build/fuzz/found/manifest csrc/fuzz/corpus/manifest build/fuzz/seeds/manifest
+
+# 4 GB of JSONL in less than a gibibyte of memory: about four minutes, 15 GB of disk.
+soak: $(STAMP)
+	DSM_SOAK_MB=4000 $(PYTEST) -m slow tests/slow/test_preprocess_memory.py -s
 
 # On a machine with a GPU.
 test-gpu: $(STAMP)

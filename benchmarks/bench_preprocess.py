@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from corpus import write_corpus
+from corpus import published_folder, write_corpus
+from prepare_examples import bench_preparation, bench_verification
 from preprocess_commands import Job, bench_commands
 from result_file import publish
 
@@ -34,6 +35,16 @@ def main() -> None:
             workers=arguments.workers,
             repetitions=arguments.repetitions,
         )
+        if len(jobs) == 2:
+            rows += bench_preparation(
+                folder,
+                published_folder(),
+                num_examples=arguments.examples,
+                sentencepiece=(jobs[0].model, _by_sentencepiece),
+                tokenizer_json=jobs[1].model,
+                workers=arguments.workers,
+            )
+            rows += bench_verification(folder, published_folder(), workers=arguments.workers)
     publish(rows, arguments.output)
 
 
@@ -88,6 +99,7 @@ def _tokenizers(model: Path) -> Any:
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Preprocessing, timed beside its peers")
     parser.add_argument("--megabytes", type=float, default=50, help="of text")
+    parser.add_argument("--examples", type=int, default=776_000, help="of the prepare rows")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument(

@@ -21,16 +21,24 @@ def write_corpus(path: Path, num_bytes: int) -> str:
     The published sets of DSM_SHARED or ../shared, drawn again and again, each time with other
     digits; where they are absent, the engine's own sample problems.
     """
-    shared = Path(os.environ.get("DSM_SHARED", _REPOSITORY.parent / "shared")) / "data"
-    texts = list(_published(shared)) if shared.is_dir() else []
+    folder = published_folder()
+    texts = list(_published(folder)) if folder.is_dir() else []
     draw = Random(_SEED)
     size = 0
     with path.open("wb") as file:
         while size < num_bytes:
-            text = _other_digits(draw.choice(texts), draw) if texts else _problem(draw)
+            if texts:
+                text = draw.choice(texts).translate(other_digits(draw))
+            else:
+                text = _problem(draw)
             size += len(text.encode())
             file.write(orjson.dumps({"text": text}, option=orjson.OPT_APPEND_NEWLINE))
     return "published sets" if texts else "sample problems"
+
+
+def published_folder() -> Path:
+    """Where the published sets lie, if they do."""
+    return Path(os.environ.get("DSM_SHARED", _REPOSITORY.parent / "shared")) / "data"
 
 
 def _published(folder: Path) -> Iterator[str]:
@@ -46,9 +54,9 @@ def _published(folder: Path) -> Iterator[str]:
                     yield text
 
 
-def _other_digits(text: str, draw: Random) -> str:
-    digits = "".join(draw.sample("0123456789", 10))
-    return text.translate(str.maketrans("0123456789", digits))
+def other_digits(draw: Random) -> dict[int, int]:
+    """A table for `str.translate` that puts each digit in another one's place."""
+    return str.maketrans("0123456789", "".join(draw.sample("0123456789", 10)))
 
 
 def _problem(draw: Random) -> str:

@@ -126,10 +126,14 @@ def _datasets_map(corpus: Path, job: Job, workers: int) -> Timing | None:
 
 
 def _seconds(command: Sequence[object]) -> float:
-    """From before the process starts to after it has ended."""
+    return seconds_and_output(command)[0]
+
+
+def seconds_and_output(command: Sequence[object]) -> tuple[float, str]:
+    """From before the process starts to after it has ended, and what it printed."""
     started = time.perf_counter()
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - started
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
-    return seconds
+    return seconds, done.stdout

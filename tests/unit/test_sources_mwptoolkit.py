@@ -271,13 +271,6 @@ def test_some_programs_print_their_answers_in_the_sandbox(shared_folder, name):
 
 
 @can_run
-@pytest.mark.slow
-@pytest.mark.parametrize("name", KEPT)
-def test_every_program_prints_its_answer_in_the_sandbox(read, name):
-    kept, _ = read(name)
-    check_in_sandbox(kept)
-
-
 def check_in_sandbox(examples) -> None:
     with Sandbox(timeout_s=60.0) as sandbox:
         results = sandbox.run([example.blocks[0].text for example in examples])
