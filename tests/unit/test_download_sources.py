@@ -750,12 +750,17 @@ def test_the_default_paths_of_the_recipes_are_what_the_tool_writes():
     recipes = sorted((REPOSITORY / "configs" / "data").glob("*.yaml"))
     read = 0
     for recipe in recipes:
-        for source in load_recipe(recipe, [], PreprocessRecipe).sources:
-            if source.path.is_relative_to("data/sources"):
+        loaded = load_recipe(recipe, [], PreprocessRecipe)
+        for source in loaded.sources:
+            path = loaded.sources_folder / source.path
+            if path.is_relative_to("data/sources"):
                 read += 1
-                assert written[str(source.path)].reader == source.reader, recipe
-                assert written[str(source.path)].kind == "training", recipe
-    assert read >= 7
+                assert written[str(path)].reader == source.reader, recipe
+                assert written[str(path)].kind == "training", recipe
+        for benchmark in loaded.decontamination.benchmarks if loaded.decontamination else ():
+            path = loaded.sources_folder / benchmark.path
+            assert written[str(path)].kind == "benchmark", recipe
+    assert read >= 22
 
 
 def test_what_is_never_trained_on_is_a_benchmark():
