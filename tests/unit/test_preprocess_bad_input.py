@@ -272,3 +272,44 @@ def test_a_misspelt_recipe_key_names_the_nearest():
         validate_recipe(values, PreprocessRecipe, "r.yaml")
     with pytest.raises(DsmError, match="overlong: input should be 'error', 'drop' or 'truncate'"):
         validate_recipe({**values, "overlong": "cut"}, PreprocessRecipe, "r.yaml")
+
+
+def test_lines_of_64_mebibytes_are_bounded(tmp_path: Path, model: Path):
+    most = 64 << 20
+    fits = GOOD[:-1] + b" " * (most - len(GOOD)) + b"}"
+    assert len(fits) == most
+    recipe = make_recipe(tmp_path, model, GOOD, fits, fits + b" ", GOOD, on_error="quarantine")
+    report = preprocess(recipe, workers=1)
+    assert report.ledger.total.kept == 3
+    assert report.quarantine is not None
+    (entry,) = [orjson.loads(line) for line in report.quarantine.read_bytes().splitlines()]
+    assert (entry["line"], entry["cause"]) == (3, "line_too_long")
+    assert len(entry["row"]) < most
+
+
+@pytest.mark.parametrize("depth", [1_000, 1_000_000])
+def test_deep_json_is_a_bad_row(tmp_path: Path, model: Path, depth: int):
+    deep = b'{"question": ' + b"[" * depth + b"]" * depth + b"}"
+    report = preprocess(make_recipe(tmp_path, model, GOOD, deep, on_error="skip"))
+    (cause,) = report.ledger.total.dropped
+    assert cause in ("bad_json", "bad_value")
+    assert report.ledger.total.kept == 1
+
+
+@pytest.mark.parametrize("wrong", [-1, 60])
+def test_ids_outside_the_vocabulary_are_never_written(
+    tmp_path: Path, model: Path, monkeypatch, wrong: int
+):
+    from dsm_engine.data.tokenizers.sentencepiece_tokenizer import SentencePieceTokenizer
+
+    encode = SentencePieceTokenizer.encode_flat
+
+    def encode_wrongly(self, texts, **options):
+        ids, offsets = encode(self, texts, **options)
+        return ids.copy() if not len(ids) else [*ids[:-1], wrong], offsets
+
+    monkeypatch.setattr(SentencePieceTokenizer, "encode_flat", encode_wrongly)
+    recipe = make_recipe(tmp_path, model, GOOD)
+    with pytest.raises(DsmError, match=r"gives token ids .*, and its vocabulary is 0 to 59"):
+        preprocess(recipe, workers=1)
+    assert_nothing_written(recipe)
