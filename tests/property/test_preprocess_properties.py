@@ -5,12 +5,14 @@ from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dsm_engine.data.preparation import blocks
+from dsm_engine.data.preparation.quality import open_duplicates
 from dsm_engine.data.preparation.tokenize import cut_documents, tokenize
 from dsm_engine.data.preprocess import preprocess
 from dsm_engine.data.segments import Segment
@@ -120,3 +122,16 @@ def test_documents_at_once_are_documents_one_by_one(model: Path, documents, limi
             token += length
             span += count
         assert (token, span) == (len(batch.tokens), len(batch.spans))
+
+
+@given(st.lists(st.lists(st.integers(0, 12), max_size=9), max_size=12))
+def test_exact_duplicates_are_those_a_set_knows(batches: list[list[int]]):
+    recipe = recipe_of(Path("out"), Path("model"), Path("a"), deduplication="exact")
+    duplicates = open_duplicates(recipe)
+    assert duplicates is not None
+    known: set[int] = set()
+    for batch in batches:
+        expected = [int(value in known or value in batch[:idx]) for idx, value in enumerate(batch)]
+        known.update(batch)
+        found = duplicates.add({"exact": np.array(batch, np.uint64)})
+        assert found.tolist() == expected

@@ -56,16 +56,28 @@ def open_duplicates(recipe: PreprocessRecipe) -> Duplicates | None:
 
 
 class _Exact:
+    """Eight bytes a document: sorted runs, of which none is smaller than what follows it."""
+
     def __init__(self) -> None:
-        self._known: set[int] = set()
+        self._runs: list[NDArray[np.uint64]] = []
 
     def add(self, extra: dict[str, NDArray[Any]]) -> NDArray[np.uint8]:
-        verdicts = np.full(len(extra["exact"]), NEW, np.uint8)
-        for idx, fingerprint in enumerate(extra["exact"].tolist()):
-            if fingerprint in self._known:
-                verdicts[idx] = EXACT
-            self._known.add(fingerprint)
+        exact = extra["exact"]
+        verdicts = np.full(len(exact), EXACT, np.uint8)
+        distinct, first = np.unique(exact, return_index=True)
+        new = np.ones(len(distinct), np.bool_)
+        for run in self._runs:
+            places = np.minimum(np.searchsorted(run, distinct), len(run) - 1)
+            new &= run[places] != distinct
+        verdicts[first[new]] = NEW
+        self._keep(distinct[new])
         return verdicts
+
+    def _keep(self, run: NDArray[np.uint64]) -> None:
+        while self._runs and len(self._runs[-1]) <= len(run):
+            run = np.sort(np.concatenate([self._runs.pop(), run]), kind="stable")
+        if len(run):
+            self._runs.append(run)
 
 
 class _Near:
