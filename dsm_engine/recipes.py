@@ -28,9 +28,14 @@ class Section(BaseModel):
 
     @field_validator("*")
     @classmethod
-    def _without_nul(cls, value: Any) -> Any:
+    def _is_text(cls, value: Any) -> Any:
         if isinstance(value, Path) and "\0" in str(value):
             raise ValueError("a path holds no NUL character")
+        if isinstance(value, Path | str):
+            try:
+                str(value).encode()
+            except UnicodeEncodeError as error:
+                raise ValueError("is no Unicode text, so it cannot be written down") from error
         return value
 
 

@@ -20,8 +20,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Merges and prints what was kept and what was not, by cause."""
     from dsm_engine.cli.preprocess_report import print_card, print_report
     from dsm_engine.data.preprocess import merge_shards
+    from dsm_engine.data.tokenized_dataset import path_of
 
-    replaced = arguments.prefix.with_name(arguments.prefix.name + ".manifest.json").exists()
+    replaced = path_of(arguments.prefix, ".manifest.json").exists()
     started = time.perf_counter()
     report = merge_shards(arguments.prefix)
     print_report(report, time.perf_counter() - started, replaced=replaced)

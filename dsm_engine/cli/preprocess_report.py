@@ -29,10 +29,13 @@ def print_report(report: "PreprocessReport", seconds: float, *, replaced: bool) 
         f"longest {report.max_document_tokens:,}), {report.num_supervised_tokens:,} supervised, "
         f"in {seconds:.1f} s -> {report.output}"
     )
-    _print(f"encoder: {report.encoder}")
+    if report.encoder:
+        _print(f"encoder: {report.encoder}")
     _print_phases(report.phase_s)
     if report.num_resumed:
         _print(f"{report.num_resumed:,} of {report.num_blocks:,} blocks were done before")
+    if report.num_discarded:
+        _print(f"{report.num_discarded:,} parts of earlier runs were of something else: removed")
     if replaced:
         _print(f"replaced the dataset that stood at {report.output}")
     if report.quarantine is not None:

@@ -21,13 +21,13 @@ class SourceRecipe(Section):
     no such file, the one of the name with `.gz` or `.zst` behind it is taken."""
     name: str = ""
     """What the examples' source is called; the reader's name where it is empty."""
-    limit: PositiveInt | None = None
+    limit: PositiveInt | None = Field(default=None, le=1 << 53)
     """Read only this many rows, the first."""
     languages: list[Language] = Field(default_factory=list)
     """Take only examples in these; all where it is empty."""
     formats: list[Format] = Field(default_factory=list)
     """Take only examples of these; all where it is empty."""
-    cap: PositiveInt | None = None
+    cap: PositiveInt | None = Field(default=None, le=1 << 53)
     """At most this many examples, chosen at random among those that passed the quality steps."""
     epochs: float = Field(default=1.0, gt=0, le=1000)
     """How often each of those stands in the dataset; 1.5 is once, and half of them once more."""
@@ -59,7 +59,7 @@ class VerificationRecipe(Section):
 class MixtureRecipe(Section):
     """How the sources' examples are chosen and repeated."""
 
-    examples: PositiveInt | None = None
+    examples: PositiveInt | None = Field(default=None, le=1 << 53)
     """The size of a mixture by weights; without it, the largest that no source is too small for."""
 
 
@@ -100,7 +100,7 @@ class PreprocessRecipe(Section):
     """Whether, and how, the programs of examples are run and compared."""
     mixture: MixtureRecipe = Field(default_factory=MixtureRecipe)
     """The size of the whole."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Of the choice among examples, by caps, epochs and weights."""
 
     @model_validator(mode="after")

@@ -130,7 +130,6 @@ def test_the_manifest_tells_what_made_the_dataset(tmp_path: Path, model: Path):
         "vocab_size": 220,
         "bos_id": 1,
         "eos_id": 2,
-        "encoder": "native",
     }
     assert report.encoder == "native"
     assert manifest["template"] == {

@@ -12,8 +12,9 @@ import pytest
 from dsm_engine.data.preparation import blocks
 from dsm_engine.data.preparation.part import read_part
 from dsm_engine.data.preparation.parts_folder import PartsFolder
+from dsm_engine.data.preparation.plan import RECIPE_OF_PARTS, SOURCE_OF_PARTS, read_plan
 from dsm_engine.data.preprocess import preprocess
-from dsm_engine.data.recipe import PreprocessRecipe
+from dsm_engine.data.recipe import PreprocessRecipe, SourceRecipe
 from dsm_engine.errors import DsmError
 from tests.preprocessing import command, files_of, recipe_of, run, write_rows
 
@@ -161,8 +162,9 @@ def test_a_torn_part_is_made_again(recipe: PreprocessRecipe, small_blocks: None,
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 4
     flipped.write_bytes(content)
+    plan = read_plan(folder / "plan.json")
     with pytest.raises(DsmError, match="is damaged"):
-        read_part(flipped, check=True)
+        read_part(flipped, key=plan.parts_key, check=True)
     report = preprocess(recipe, workers=1)
     assert report.num_resumed == 3
     assert report.num_documents == 300
@@ -196,7 +198,7 @@ def test_an_input_that_changes_meanwhile_is_an_error(
     assert files_of(recipe.output) == {}
 
 
-@pytest.mark.parametrize(("limit", "file"), [(2_000, ".part"), (20_000, "train.bin")])
+@pytest.mark.parametrize(("limit", "file"), [(4_000, ".part"), (20_000, "train.bin")])
 def test_a_full_disk_leaves_no_file_under_a_final_name(
     recipe: PreprocessRecipe, limit: int, file: str
 ):
@@ -217,3 +219,107 @@ def test_a_full_disk_leaves_no_file_under_a_final_name(
     left = [path.name for path in recipe.output.parent.iterdir()]
     assert left == ["train.parts"]
     assert run(recipe, "--workers", "2").returncode == 0
+
+
+def test_parts_without_their_plan_are_not_taken_for_those_of_another(
+    recipe: PreprocessRecipe, small_blocks: None, monkeypatch
+):
+    stopped_after(recipe, 4, monkeypatch)
+    (PartsFolder(recipe.output).path / "plan.json").unlink()
+    write_rows(recipe.sources[0].path, 150, first=5000)
+    report = preprocess(recipe, workers=1)
+    assert report.num_resumed == 0
+    expected = files_of(recipe.output)
+    preprocess(recipe, workers=1)
+    assert files_of(recipe.output) == expected
+
+
+def test_the_same_files_by_other_paths_use_the_parts_that_stand(
+    recipe: PreprocessRecipe, small_blocks: None, monkeypatch
+):
+    stopped_after(recipe, 4, monkeypatch)
+    folder = recipe.sources[0].path.parent
+    sources = [
+        source.model_copy(update={"path": Path(source.path.name)}) for source in recipe.sources
+    ]
+    other = recipe.model_copy(update={"sources_folder": folder, "sources": sources})
+    report = preprocess(other, workers=1)
+    assert (report.num_resumed, report.num_discarded) == (5, 0)
+
+
+def test_what_is_discarded_is_told(recipe: PreprocessRecipe, small_blocks: None, monkeypatch):
+    stopped_after(recipe, 4, monkeypatch)
+    other = recipe.model_copy(update={"max_tokens": 4000})
+    assert preprocess(other, workers=1).num_discarded == 5
+
+
+def test_every_key_of_a_recipe_is_one_of_its_parts_or_decided_later():
+    """A new key is put into one of these, or parts of another value are taken for its own."""
+    later = {"on_error", "on_unknown", "mixture", "seed", "output", "sources_folder"}
+    by_content = {"tokenizer", "bos_token", "eos_token", "template"}
+    otherwise = {"sources", "overlong", "decontamination", "verification"}
+    assert set(PreprocessRecipe.model_fields) == {
+        *RECIPE_OF_PARTS,
+        *later,
+        *by_content,
+        *otherwise,
+    }
+    later = {"cap", "epochs", "weight", "path"}
+    assert set(SourceRecipe.model_fields) == {*SOURCE_OF_PARTS, *later, "decontaminate", "verify"}
+
+
+def test_a_file_replaced_by_one_of_its_size_is_noticed(
+    recipe: PreprocessRecipe, small_blocks: None, monkeypatch
+):
+    path = recipe.sources[0].path
+    content = path.read_bytes()
+    write = PartsFolder.write
+
+    def replace(self: PartsFolder, part) -> None:
+        write(self, part)
+        if part.counts.block == 1:
+            path.write_bytes(content.replace(b"Yes", b"Yep"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartsFolder, "write", replace)
+        with pytest.raises(DsmError, match=r"a\.jsonl: changed while it was read"):
+            preprocess(recipe, workers=1)
+    path.write_bytes(content)
+    preprocess(recipe, workers=1)
+    once = files_of(recipe.output)
+    preprocess(recipe, workers=1)
+    assert files_of(recipe.output) == once
+
+
+def test_a_large_bad_row_is_kept_aside_whole(recipe: PreprocessRecipe):
+    path = recipe.sources[0].path
+    path.write_bytes(b"\xff" * (20 << 20) + b"\n" + path.read_bytes())
+    report = preprocess(recipe.model_copy(update={"on_error": "quarantine"}), workers=1)
+    assert report.ledger.total.dropped == {"bad_utf8": 1}
+    assert report.quarantine is not None
+    assert report.quarantine.stat().st_size > 20 << 20
+
+
+def test_lines_are_counted_through_blank_ones(recipe: PreprocessRecipe, monkeypatch):
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 30)
+    path = recipe.sources[0].path
+    rows = path.read_bytes().splitlines()[:10]
+    path.write_bytes(b"\n\n\n\n".join(rows) + b"\n" * 100 + b"no json\n")
+    place = 4 * 10 - 3 + 100
+    with pytest.raises(DsmError, match=rf"a\.jsonl:{place}:"):
+        preprocess(recipe, workers=1)
+
+
+@pytest.mark.parametrize("workers", [0, -1])
+def test_some_workers_are_needed(recipe: PreprocessRecipe, workers: int):
+    with pytest.raises(DsmError, match=f"workers: expected at least 1, found {workers}"):
+        preprocess(recipe, workers=workers)
+
+
+def test_a_mixture_of_nothing_is_an_error(recipe: PreprocessRecipe):
+    preprocess(recipe, workers=1)
+    before = files_of(recipe.output)
+    sources = [source.model_copy(update={"epochs": 0.001}) for source in recipe.sources]
+    with pytest.raises(DsmError, match="the mixture takes no example: see caps, epochs and"):
+        preprocess(recipe.model_copy(update={"sources": sources}), workers=1)
+    assert files_of(recipe.output) == before

@@ -58,7 +58,7 @@ def test_merging_without_parts_says_what_makes_them(tmp_path: Path):
 
 def test_a_shard_of_another_recipe_is_refused(recipe: PreprocessRecipe):
     preprocess_shard(recipe, Shard(index=0, count=2), workers=1)
-    other = recipe.model_copy(update={"seed": 5})
+    other = recipe.model_copy(update={"max_tokens": 500})
     with pytest.raises(DsmError, match="holds parts of another recipe or of other inputs"):
         preprocess_shard(other, Shard(index=1, count=2), workers=1)
 
@@ -66,7 +66,9 @@ def test_a_shard_of_another_recipe_is_refused(recipe: PreprocessRecipe):
 def test_shards_counted_differently_do_not_merge(recipe: PreprocessRecipe):
     preprocess_shard(recipe, Shard(index=0, count=2), workers=1)
     preprocess_shard(recipe, Shard(index=0, count=3), workers=1)
-    with pytest.raises(DsmError, match=r"shards of \[2, 3\]: choose one number of shards"):
+    with pytest.raises(
+        DsmError, match=r"has shards of 2 and of 3: remove the shard-\*\.json files of all"
+    ):
         merge_shards(recipe.output)
 
 
@@ -106,3 +108,63 @@ def test_the_plan_of_the_parts_is_json_for_people_too(recipe: PreprocessRecipe):
     preprocess_shard(recipe, Shard(index=1, count=2), workers=1)
     plan = orjson.loads((PartsFolder(recipe.output).path / "plan.json").read_bytes())
     assert [item["path"] for item in plan["inputs"]] == [str(s.path) for s in recipe.sources]
+
+
+def test_merging_writes_where_it_is_told_to(recipe: PreprocessRecipe, tmp_path: Path):
+    preprocess(recipe, workers=1)
+    expected = files_of(recipe.output)
+    preprocess_shard(recipe, Shard(), workers=1)
+    moved = tmp_path / "moved"
+    shutil.move(recipe.output.parent, moved)
+    for path in moved.glob("train.*"):
+        if path.is_file():
+            path.unlink()
+    report = merge_shards(moved / "train")
+    assert report.output == moved / "train"
+    assert files_of(moved / "train") == expected
+    assert not recipe.output.parent.exists()
+
+
+@pytest.mark.parametrize(
+    "name, content",
+    [
+        ("plan.json", b"{}"),
+        ("plan.json", b"[]"),
+        ("plan.json", b'{"recipe": 3}'),
+        ("plan.json", b"{"),
+        ("shard-0-of-1.json", b"{}"),
+        ("shard-0-of-1.json", b'{"blocks": "x"}'),
+    ],
+)
+def test_a_damaged_journal_is_one_clear_line(recipe: PreprocessRecipe, name: str, content: bytes):
+    preprocess_shard(recipe, Shard(), workers=1)
+    path = PartsFolder(recipe.output).path / name
+    path.write_bytes(content)
+    with pytest.raises(DsmError, match=name.replace(".", r"\.")) as caught:
+        merge_shards(recipe.output)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["", ".", "/", "a\0b"])
+def test_a_prefix_that_names_nothing_is_one_clear_line(prefix: str):
+    with pytest.raises(DsmError, match="names no dataset"):
+        merge_shards(Path(prefix))
+
+
+def test_shards_may_choose_another_policy(recipe: PreprocessRecipe):
+    strict = recipe.model_copy(update={"on_error": "error"})
+    preprocess_shard(recipe, Shard(index=0, count=2), workers=1)
+    other = strict.model_copy(update={"on_error": "skip"})
+    preprocess_shard(other, Shard(index=1, count=2), workers=1)
+    assert merge_shards(recipe.output).num_documents == 90
+
+
+def test_a_whole_run_is_refused_while_a_shard_works(recipe: PreprocessRecipe):
+    with (
+        PartsFolder(recipe.output).locked(shared=True),
+        pytest.raises(DsmError, match="another process is making this dataset"),
+    ):
+        preprocess(recipe, workers=1)
+    with PartsFolder(recipe.output).locked(shared=True):
+        preprocess_shard(recipe, Shard(), workers=1)
+    preprocess(recipe, workers=1)

@@ -16,17 +16,16 @@ def assemble(
     writer: TokenizedDatasetWriter,
     read_part: Callable[[int], Part],
     survivors: Sequence[Survivors],
-    shares: Sequence[SourceShare],
-    names: Sequence[str],
+    shares: Sequence[tuple[str, SourceShare]],
     *,
     seed: int,
     ledger: Ledger,
 ) -> None:
     """Writes the documents, one part held at a time, and completes the ledger.
 
-    `shares` and `names` are by source of the recipe, in order; so are the documents.
+    `shares` are by source of the recipe, with its name, in order; so are the documents.
     """
-    for source_idx, (share, name) in enumerate(zip(shares, names, strict=True)):
+    for source_idx, (name, share) in enumerate(shares):
         _account(ledger.source(name), share)
         parts = [part for part in survivors if part.source_idx == source_idx]
         for pass_idx, taken in enumerate(share.passes(seed=seed, source_idx=source_idx)):
@@ -79,6 +78,8 @@ def _add(
     else:
         counts.kept += len(lengths)
         counts.truncated += int(part.truncated[chosen].sum())
+        if "benchmark" in part.extra:  # where such documents are kept
+            counts.contaminated_kept += int((part.extra["benchmark"][chosen] >= 0).sum())
         used = np.bincount(part.licences[chosen], minlength=len(part.counts.licences))
         for licence, number in zip(part.counts.licences, used.tolist(), strict=True):
             if number:

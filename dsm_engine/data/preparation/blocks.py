@@ -30,6 +30,19 @@ class SourceFile:
     verified: bool = False
     """Whether its programs are run."""
 
+    signature: tuple[int, ...] = ()
+    """Of the file as it was when its checksum was taken; empty where it need not be here."""
+    xxh3: str = ""
+
+    def check_unchanged(self) -> None:
+        """Raises DsmError where the file is not the one it was."""
+        try:
+            changed = file_signature(self.path) != self.signature
+        except OSError as error:
+            raise DsmError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        if changed:
+            raise DsmError(f"{self.path}: changed while it was read; run the command again")
+
     @property
     def block_bytes(self) -> int:
         return BLOCK_BYTES // _VERIFIED_SHARE if self.verified else BLOCK_BYTES
@@ -50,6 +63,11 @@ class Block:
     """Byte after the last."""
     rows: tuple[Row, ...] | None = None
     """Those of any other file."""
+
+
+def cutting_rules() -> list[int]:
+    """What decides where blocks begin and end."""
+    return [BLOCK_BYTES, _VERIFIED_SHARE, _MAX_ROWS]
 
 
 def cut_blocks(sources: Iterable[SourceFile]) -> Iterator[Block]:
@@ -76,6 +94,12 @@ def block_rows(block: Block, source: SourceFile) -> Iterator[Row]:
             yield from line_rows(file, file, source.path, begin=block.begin, end=block.end)
     except OSError as error:
         raise DsmError(f"{source.path}: cannot be read: {error.strerror or error}") from error
+
+
+def file_signature(path: Path) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced: size, time, inode."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ino
 
 
 def count_lines(path: Path, begin: int, end: int) -> int:

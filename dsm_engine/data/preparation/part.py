@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from dsm_engine.data.sidecars import COLUMNS
 from dsm_engine.errors import DsmError
 
-FaultKind = Literal["fault", "omitted", "overlong", "unverified", "unknown"]
+FaultKind = Literal["fault", "omitted", "overlong", "unverified", "contaminated", "unknown"]
 _CHECKSUM = "xxh3"
 
 
@@ -98,16 +98,25 @@ _ARRAYS = tuple(f.name for f in fields(Part) if f.name not in ("counts", "extra"
 _LARGE = ("tokens", "spans", "ids")
 _EMPTY: NDArray[Any] = np.empty(0, np.int32)
 _EXTRA = "extra."
+_COUNTS, _RAWS, _RAW_LENGTHS = "counts", "raws", "raw_lengths"
 
 
-def write_part(path: Path, part: Part) -> None:
-    """Writes the part's file under its final name, whole. Raises DsmError where it cannot be."""
+def write_part(path: Path, part: Part, *, key: str) -> None:
+    """Writes the part's file under its final name, whole; `key` says of what it is a part.
+
+    Raises DsmError where it cannot be written.
+    """
     from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(getattr(part, name)) for name in _ARRAYS}
     arrays |= {_EXTRA + name: np.ascontiguousarray(array) for name, array in part.extra.items()}
-    counts = orjson.dumps(asdict(part.counts), default=_latin).decode()
-    metadata = {"counts": counts, _CHECKSUM: _checksum(counts, arrays)}
+    raws = [fault.raw for fault in (*part.counts.faults, *part.counts.contaminated)]
+    arrays[_RAWS] = np.frombuffer(b"".join(raws), np.uint8)
+    arrays[_RAW_LENGTHS] = np.array([len(raw) for raw in raws], np.int64)
+    # The counts are an array too: the header of a safetensors file is small.
+    counts = orjson.dumps(asdict(part.counts), default=lambda raw: None)
+    arrays[_COUNTS] = np.frombuffer(counts, np.uint8)
+    metadata = {"key": key, _CHECKSUM: _checksum(key, arrays)}
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(save(arrays, metadata))
@@ -118,10 +127,10 @@ def write_part(path: Path, part: Part) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_part(path: Path, *, check: bool = False, tokens: bool = True) -> Part:
+def read_part(path: Path, *, key: str, check: bool = False, tokens: bool = True) -> Part:
     """The part in a file, its largest arrays left empty where `tokens` are not asked for.
 
-    Raises DsmError where it is damaged; its checksum is compared if asked.
+    Raises DsmError where it is damaged or of another `key`; its checksum is compared if asked.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -132,33 +141,28 @@ def read_part(path: Path, *, check: bool = False, tokens: bool = True) -> Part:
                 name: file.get_tensor(name) if tokens or name not in _LARGE else _EMPTY
                 for name in file.keys()  # noqa: SIM118 - no mapping
             }
-        counts = metadata["counts"]
-        if check and _checksum(counts, arrays) != metadata[_CHECKSUM]:
+        if metadata["key"] != key:
+            raise DsmError(f"{path}: is a part of something else")
+        if check and _checksum(key, arrays) != metadata[_CHECKSUM]:
             raise DsmError(f"{path}: is damaged, its checksum differs")
         extra = {n.removeprefix(_EXTRA): a for n, a in arrays.items() if n.startswith(_EXTRA)}
         named = {name: arrays[name] for name in _ARRAYS}
-        return Part(counts=_counts(orjson.loads(counts)), extra=extra, **named)
+        return Part(counts=_counts(arrays), extra=extra, **named)
     except (OSError, SafetensorError, KeyError, TypeError, orjson.JSONDecodeError) as error:
         raise DsmError(f"{path}: is damaged: {error}") from error
 
 
-def _counts(values: dict[str, Any]) -> PartCounts:
+def _counts(arrays: dict[str, NDArray[Any]]) -> PartCounts:
+    values = orjson.loads(arrays[_COUNTS].tobytes())
+    ends = np.cumsum(arrays[_RAW_LENGTHS])
+    raws = iter(np.split(arrays[_RAWS], ends[:-1]))
     for key in ("faults", "contaminated"):
-        values[key] = [
-            RowFault(**{**fault, "raw": fault["raw"].encode("latin-1")}) for fault in values[key]
-        ]
+        values[key] = [RowFault(**{**fault, "raw": next(raws).tobytes()}) for fault in values[key]]
     return PartCounts(**values)
 
 
-def _latin(value: Any) -> str:
-    """Bytes as text, each byte a character: a row need not be UTF-8."""
-    if isinstance(value, bytes):
-        return value.decode("latin-1")
-    raise TypeError(type(value).__name__)
-
-
-def _checksum(counts: str, arrays: dict[str, NDArray[Any]]) -> str:
-    digest = xxhash.xxh3_64(counts.encode())
+def _checksum(key: str, arrays: dict[str, NDArray[Any]]) -> str:
+    digest = xxhash.xxh3_64(key.encode())
     for name in sorted(arrays):
         digest.update(f"{name} {arrays[name].dtype} {arrays[name].shape}".encode())
         digest.update(arrays[name].data if arrays[name].size else b"")

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
+import xxhash
+
 from dsm_engine import __version__
-from dsm_engine.data.preparation.blocks import BLOCK_BYTES, SourceFile
+from dsm_engine.data.preparation.blocks import SourceFile, cutting_rules, file_signature
 from dsm_engine.data.quality.decontamination import (
     BenchmarkRecipe,
     ContaminationIndex,
@@ -21,10 +24,9 @@ from dsm_engine.data.sources.registry import make_reader
 from dsm_engine.data.templates import Template, load_template
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
-from dsm_engine.files import file_xxh3
+from dsm_engine.files import file_xxh3, read_json
 
 _PARTS_VERSION = 1
-_DECIDED_LATER = ("on_error", "mixture", "seed", "cap", "epochs", "weight")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,9 @@ def open_recipe(recipe: PreprocessRecipe) -> OpenRecipe:
         path = find_file(recipe.sources_folder / source.path)
         num_bytes = _checked_size(path, where)
         refuse_benchmark(reader, path, where)
-        sources.append(_source_file(recipe, source, path, reader, num_bytes))
+        sources.append(
+            _source_file(recipe, source, path, reader, num_bytes, signature=file_signature(path))
+        )
     benchmarks, contamination = _open_benchmarks(recipe)
     return OpenRecipe(
         recipe=recipe,
@@ -65,73 +69,123 @@ def open_recipe(recipe: PreprocessRecipe) -> OpenRecipe:
     )
 
 
-def make_plan(opened: OpenRecipe) -> dict[str, Any]:
-    """All that the parts depend on, as JSON; what stands of it in the manifest, too."""
-    tokenizer, template = opened.tokenizer, opened.template
-    return {
-        "parts": {"engine": __version__, "version": _PARTS_VERSION, "block_bytes": BLOCK_BYTES},
-        "tokenizer": {
-            "kind": tokenizer.kind,
-            "fingerprint": tokenizer.fingerprint,
-            "vocab_size": tokenizer.vocab_size,
-            "bos_id": tokenizer.bos_id,
-            "eos_id": tokenizer.eos_id,
-            "encoder": tokenizer.encoder,
-        },
-        "template": {"name": template.name, "fingerprint": template.fingerprint},
-        "inputs": [
+@dataclass(frozen=True)
+class Plan:
+    """All that a dataset depends on, as JSON."""
+
+    values: dict[str, Any]
+
+    @property
+    def recipe(self) -> PreprocessRecipe:
+        return PreprocessRecipe.model_validate(self.values["recipe"])
+
+    @property
+    def benchmarks(self) -> list[str]:
+        return [benchmark["name"] for benchmark in self.values["benchmarks"]]
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """What of it stands in the manifest."""
+        return {key: value for key, value in self.values.items() if key != "parts"}
+
+    @property
+    def parts_key(self) -> str:
+        """A hash of what parts depend on: contents rather than paths, and nothing that is decided
+        once they stand, so that another policy or mixture does not cost the work again."""
+        values, recipe = self.values, self.values["recipe"]
+        verified = recipe["verification"] is not None
+        kept = {name: recipe[name] for name in RECIPE_OF_PARTS}
+        kept["overlong"] = recipe["overlong"] == "truncate"
+        if recipe["decontamination"]:
+            kept["benchmarks"] = [
+                {**benchmark, "path": None} for benchmark in recipe["decontamination"]["benchmarks"]
+            ]
+            kept["ngrams"] = [recipe["decontamination"][n] for n in ("ngram", "chinese_ngram")]
+        if verified:
+            kept["limits"] = [recipe["verification"][name] for name in ("cpu_s", "memory_mib")]
+        kept["sources"] = [
             {
-                "path": str(source.path),
-                "size": source.num_bytes,
-                "xxh3": file_xxh3(source.path),
+                **{name: source[name] for name in SOURCE_OF_PARTS},
+                "decontaminate": source["decontaminate"] == "off",
+                "verify": verified and source["verify"],
             }
-            for source in opened.sources
-        ],
-        "benchmarks": [
-            {"name": benchmark.name, "path": str(benchmark.path), "xxh3": file_xxh3(benchmark.path)}
-            for benchmark in opened.benchmarks
-        ],
-        "recipe": opened.recipe.model_dump(mode="json"),
-    }
+            for source in recipe["sources"]
+        ]
+        contents = [[item["xxh3"] for item in values[key]] for key in ("inputs", "benchmarks")]
+        key = [values["parts"], values["tokenizer"], values["template"], contents, kept]
+        return xxhash.xxh3_128_hexdigest(orjson.dumps(key, option=orjson.OPT_SORT_KEYS))
+
+    def sources(self) -> list[SourceFile]:
+        """Its sources, whose files need not be here."""
+        recipe = self.recipe
+        return [
+            _source_file(
+                recipe,
+                source,
+                Path(given["path"]),
+                _reader(source, f"sources.{idx}"),
+                given["size"],
+            )
+            for idx, (source, given) in enumerate(
+                zip(recipe.sources, self.values["inputs"], strict=True)
+            )
+        ]
 
 
-def parts_key(plan: dict[str, Any]) -> dict[str, Any]:
-    """What of a plan the parts depend on: not what is decided once they stand, so that another
-    policy or mixture, chosen after an error, does not cost the work again."""
-    recipe = {key: value for key, value in plan["recipe"].items() if key not in _DECIDED_LATER}
-    if recipe["verification"]:
-        recipe["verification"] = {**recipe["verification"], "cache": None}
-    recipe["overlong"] = recipe["overlong"] == "truncate"
-    recipe["sources"] = [_source_key(source) for source in recipe["sources"]]
-    return {**plan, "recipe": recipe}
+RECIPE_OF_PARTS = ("max_tokens", "deduplication")
+"""The keys of a recipe that its parts depend on as they stand."""
+SOURCE_OF_PARTS = ("reader", "name", "limit", "options", "languages", "formats")
+"""Those of a source."""
 
 
-def _source_key(source: dict[str, Any]) -> dict[str, Any]:
-    key = {name: value for name, value in source.items() if name not in _DECIDED_LATER}
-    return {**key, "decontaminate": source["decontaminate"] == "off"}
+def make_plan(opened: OpenRecipe, *, conditions: str) -> Plan:
+    """The plan of a recipe; `conditions` are those that programs are run under."""
+    tokenizer, template = opened.tokenizer, opened.template
+    return Plan(
+        {
+            "parts": {
+                "engine": __version__,
+                "version": _PARTS_VERSION,
+                "cut": cutting_rules(),
+                "programs": conditions,
+            },
+            "tokenizer": {
+                "kind": tokenizer.kind,
+                "fingerprint": tokenizer.fingerprint,
+                "vocab_size": tokenizer.vocab_size,
+                "bos_id": tokenizer.bos_id,
+                "eos_id": tokenizer.eos_id,
+            },
+            "template": {"name": template.name, "fingerprint": template.fingerprint},
+            "inputs": [
+                {"path": str(source.path), "size": source.num_bytes, "xxh3": source.xxh3}
+                for source in opened.sources
+            ],
+            "benchmarks": [
+                {
+                    "name": benchmark.name,
+                    "path": str(benchmark.path),
+                    "xxh3": file_xxh3(benchmark.path),
+                }
+                for benchmark in opened.benchmarks
+            ],
+            "recipe": opened.recipe.model_dump(mode="json"),
+        }
+    )
 
 
-def sources_of_plan(plan: dict[str, Any]) -> tuple[PreprocessRecipe, list[SourceFile]]:
-    """The recipe of a plan and its sources, whose files need not be here."""
-    recipe = PreprocessRecipe.model_validate(plan["recipe"])
-    sources = [
-        _source_file(
-            recipe,
-            source,
-            Path(given["path"]),
-            _reader(source, f"sources.{idx}"),
-            given["size"],
-        )
-        for idx, (source, given) in enumerate(zip(recipe.sources, plan["inputs"], strict=True))
-    ]
-    return recipe, sources
-
-
-def check_unchanged(opened: OpenRecipe) -> None:
-    """Raises DsmError where a source has another size than it had at the beginning."""
-    for source in opened.sources:
-        if source.path.stat().st_size != source.num_bytes:
-            raise DsmError(f"{source.path}: changed while it was read; run the command again")
+def read_plan(path: Path) -> Plan:
+    """The plan in a file. Raises DsmError where it is none."""
+    try:
+        plan = Plan(read_json(path))
+        plan.sources()
+        _ = plan.parts_key, plan.benchmarks, plan.values["tokenizer"]["vocab_size"] + 0
+    except (DsmError, ValueError, TypeError, LookupError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DsmError(
+            f"{path}: is damaged or of another version ({reason:.200}); remove {path.parent}"
+        ) from error
+    return plan
 
 
 def _reader(source: SourceRecipe, where: str) -> Reader:
@@ -156,9 +210,16 @@ def _open_benchmarks(
 
 
 def _source_file(
-    recipe: PreprocessRecipe, source: SourceRecipe, path: Path, reader: Reader, num_bytes: int
+    recipe: PreprocessRecipe,
+    source: SourceRecipe,
+    path: Path,
+    reader: Reader,
+    num_bytes: int,
+    signature: tuple[int, ...] = (),
 ) -> SourceFile:
     return SourceFile(
+        signature=signature,
+        xxh3=file_xxh3(path) if signature else "",
         path=path,
         reader=reader,
         num_bytes=num_bytes,

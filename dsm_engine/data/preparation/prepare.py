@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from dsm_engine.data.example import Example, ExampleFault, ExampleOmitted
 from dsm_engine.data.indexed_dataset import optimal_dtype
-from dsm_engine.data.preparation.blocks import Block, SourceFile, block_rows
+from dsm_engine.data.preparation.blocks import Block, SourceFile, block_rows, count_lines
 from dsm_engine.data.preparation.part import FaultKind, Part, PartCounts, RowFault
 from dsm_engine.data.preparation.tokenize import (
     TokenizedDocuments,
@@ -124,11 +124,9 @@ class BlockPreparer:
 
     def _read(self, block: Block, source: SourceFile, counts: PartCounts) -> Iterator[_Candidate]:
         recipe = self._recipe.sources[block.source_idx]
-        lines_before = 0
         for row in block_rows(block, source):
             row_idx = counts.num_rows
             counts.num_rows += 1
-            lines_before = row.line
             try:
                 example = source.reader.example(row)
                 _check_chosen(example, recipe)
@@ -138,7 +136,8 @@ class BlockPreparer:
                 counts.faults.append(_row_fault(row, row_idx, kind, fault))
                 continue
             yield _Candidate(row=row, row_idx=row_idx, example=example, segments=segments)
-        counts.num_lines = lines_before if block.rows is None else 0
+        if block.rows is None:
+            counts.num_lines = count_lines(source.path, block.begin, block.end)
 
     def _verify(self, candidates: list[_Candidate], counts: PartCounts) -> list[_Candidate]:
         if all(candidate.example.format == "cot" for candidate in candidates):
@@ -183,14 +182,13 @@ class BlockPreparer:
             counts.faults.append(_row_fault(candidate.row, candidate.row_idx, kind, fault))
         documents = choose_documents(documents, kept)
         left = [candidates[idx] for idx in np.flatnonzero(kept).tolist()]
-        if self._recipe.on_unknown == "error":
-            self._find_unknown(documents, left, counts)
+        self._find_unknown(documents, left, counts)
         return documents, left, longer[kept]
 
     def _find_unknown(
         self, documents: TokenizedDocuments, candidates: Sequence[_Candidate], counts: PartCounts
     ) -> None:
-        """Tells of the first document with an unknown token; the run ends there."""
+        """Tells of the first document with an unknown token; the run may end there."""
         assert self._tokenizer is not None
         unk_id = self._tokenizer.unk_id
         found = np.flatnonzero(count_tokens(documents, unk_id))
@@ -242,7 +240,7 @@ def _keep_contaminated(
         candidate = candidates[idx]
         fault = ExampleFault("contaminated", "")
         counts.contaminated.append(
-            _row_fault(candidate.row, candidate.row_idx, "unverified", fault)
+            _row_fault(candidate.row, candidate.row_idx, "contaminated", fault)
         )
 
 

@@ -1,6 +1,7 @@
 """The quality steps as the pipeline calls them."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from dsm_engine.data.quality.deduplication import (
     fingerprints,
 )
 from dsm_engine.data.recipe import PreprocessRecipe, VerificationRecipe
+from dsm_engine.sandbox import Sandbox
 
 
 def look_for_benchmarks(index: ContaminationIndex | None) -> Look | None:
@@ -92,25 +94,34 @@ class _Near:
         )[0]
 
 
-def open_verification(
-    recipe: VerificationRecipe | None, *, unsafe_exec: bool
-) -> Callable[[], Verifier] | None:
-    """What makes a verifier in each process; None where programs are not run.
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """How programs are run here, if at all."""
 
-    Raises DsmError where they cannot be run here.
-    """
+    make: Callable[[], Verifier] | None = None
+    """Makes a verifier, in each process one."""
+    conditions: str = ""
+    """All that results depend on besides the programs."""
+
+
+def open_verification(recipe: VerificationRecipe | None, *, unsafe_exec: bool) -> Verification:
+    """Raises DsmError where programs are to be run and cannot be run here."""
     if recipe is None:
-        return None
+        return Verification()
     from dsm_engine.data.quality.program_cache import ProgramCache, default_cache_path
     from dsm_engine.data.quality.program_verification import ProgramVerifier, verification_sandbox
 
     cache_path = recipe.cache or default_cache_path()
 
-    def make_verifier() -> ProgramVerifier:
-        sandbox = verification_sandbox(
+    def open_sandbox() -> Sandbox:
+        return verification_sandbox(
             cpu_s=recipe.cpu_s, memory_mib=recipe.memory_mib, unsafe=unsafe_exec
         )
-        return ProgramVerifier(sandbox, ProgramCache(cache_path))
 
-    make_verifier().close()
-    return make_verifier
+    with open_sandbox() as sandbox:
+        conditions = sandbox.conditions
+    ProgramCache(cache_path).close()
+    return Verification(
+        make=lambda: ProgramVerifier(open_sandbox(), ProgramCache(cache_path)),
+        conditions=conditions,
+    )

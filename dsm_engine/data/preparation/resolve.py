@@ -3,7 +3,7 @@
 import base64
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -99,10 +99,13 @@ class Resolver:
         for fault in counts.faults:
             self._reject(fault, part, ledger)
         kept = np.ones(part.num_documents, np.bool_)
-        if "benchmark" in part.extra:
-            self._decontaminate(part, kept, ledger)
+        removes = self._removes_contaminated(counts.source_idx)
+        if removes and "benchmark" in part.extra:
+            self._remove_contaminated(part, kept, ledger)
         if self._duplicates is not None:
             self._drop_duplicates(part, kept, ledger)
+        if not removes and "benchmark" in part.extra:
+            self._enter(part, np.flatnonzero(kept & (part.extra["benchmark"] >= 0)), "reported")
         documents = np.flatnonzero(kept).astype(np.int32)
         self.survivors.append(
             Survivors(block=counts.block, source_idx=counts.source_idx, documents=documents)
@@ -126,6 +129,8 @@ class Resolver:
         """Counts a row that is not kept, or ends the run, as the policies say."""
         place = self._place(fault, part)
         if fault.kind == "unknown":
+            if self._recipe.on_unknown == "count":  # it is a document all the same
+                return
             raise DsmError(
                 f"{place}: {fault.reason}; on_unknown: count goes on with its unknown token"
             )
@@ -140,26 +145,30 @@ class Resolver:
         if chosen or fault.kind == "unverified":
             self._quarantine(fault, part)
 
-    def _decontaminate(self, part: Part, kept: NDArray[np.bool_], ledger: SourceLedger) -> None:
-        source, counts = self._sources[part.counts.source_idx], part.counts
-        policy = self._recipe.sources[counts.source_idx].decontaminate
-        removes = (policy or source.reader.decontaminate) == "remove"
+    def _removes_contaminated(self, source_idx: int) -> bool:
+        policy = self._recipe.sources[source_idx].decontaminate
+        return (policy or self._sources[source_idx].reader.decontaminate) == "remove"
+
+    def _remove_contaminated(
+        self, part: Part, kept: NDArray[np.bool_], ledger: SourceLedger
+    ) -> None:
         benchmark, item = part.extra["benchmark"], part.extra["benchmark_item"]
         found = np.flatnonzero(benchmark >= 0)
-        for idx, fault in zip(found.tolist(), counts.contaminated, strict=True):
-            name = self._benchmarks[benchmark[idx]]
-            what = "removed" if removes else "reported"
-            self.contamination.examples[name, counts.source, what] += 1
-            self.contamination.items.setdefault((name, counts.source), set()).add(int(item[idx]))
-            if removes:
-                fault.reason = f"holds text of item {item[idx]} of {name}"
-                self._quarantine(fault, part)
-        if removes:
+        for idx, fault in zip(found.tolist(), part.counts.contaminated, strict=True):
+            reason = f"holds text of item {item[idx]} of {self._benchmarks[benchmark[idx]]}"
+            self._quarantine(replace(fault, reason=reason), part)
+        if len(found):
             kept[found] = False
-            if len(found):
-                ledger.dropped["contaminated"] += len(found)
-        else:
-            ledger.contaminated_kept += len(found)
+            ledger.dropped["contaminated"] += len(found)
+            self._enter(part, found, "removed")
+
+    def _enter(self, part: Part, documents: NDArray[np.int64], what: str) -> None:
+        for idx in documents.tolist():
+            name = self._benchmarks[part.extra["benchmark"][idx]]
+            where = name, part.counts.source
+            self.contamination.examples[(*where, what)] += 1
+            items = self.contamination.items.setdefault(where, set())
+            items.add(int(part.extra["benchmark_item"][idx]))
 
     def _drop_duplicates(self, part: Part, kept: NDArray[np.bool_], ledger: SourceLedger) -> None:
         assert self._duplicates is not None

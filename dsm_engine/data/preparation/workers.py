@@ -1,9 +1,10 @@
 """Processes that turn blocks into parts, and their results in order.
 
 Forked, so that what the parent has loaded is shared. A worker ends when its parent does, however
-that ended: its pipe is closed then.
+that ended and whatever it is at: the kernel kills it then.
 """
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from dsm_engine.errors import DsmError
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _AHEAD = 2  # tasks a worker may be ahead of the oldest result that is still missing
 
 Task = TypeVar("Task")
@@ -39,17 +41,25 @@ class Workers(Generic[Task, Result]):
         self._processes: dict[Connection, Any] = {}
 
     def __enter__(self) -> "Workers[Task, Result]":
-        if self._num_workers > 1:
-            context = multiprocessing.get_context("fork")
-            for _ in range(self._num_workers):
-                ours, theirs = context.Pipe()
-                process = context.Process(
-                    target=_serve, args=(theirs, self._work, [*self._processes, ours]), daemon=True
-                )
-                process.start()
-                theirs.close()
-                self._processes[ours] = process
+        try:
+            for _ in range(self._num_workers if self._num_workers > 1 else 0):
+                self._start()
+        except OSError as error:
+            self.__exit__()
+            raise DsmError(
+                f"workers: {self._num_workers} processes cannot be started:"
+                f" {error.strerror or error}; give fewer with --workers"
+            ) from error
         return self
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        arguments = theirs, self._work, [*self._processes, ours], os.getpid()
+        process = context.Process(target=_serve, args=arguments, daemon=True)
+        process.start()
+        theirs.close()
+        self._processes[ours] = process
 
     def __exit__(self, *_: object) -> None:
         for connection, process in self._processes.items():
@@ -122,13 +132,19 @@ class Workers(Generic[Task, Result]):
 def _ending(exit_code: int) -> str:
     if exit_code >= 0:
         return f"ended with exit code {exit_code}"
-    name = signal.Signals(-exit_code).name
+    known = {number.value: number.name for number in signal.Signals}
+    name = known.get(-exit_code, f"signal {-exit_code}")
     memory = " (out of memory?)" if name == "SIGKILL" else ""
     return f"was ended by {name}{memory}"
 
 
-def _serve(connection: Connection, work: Callable[[Any], Any], others: list[Connection]) -> None:
+def _serve(
+    connection: Connection, work: Callable[[Any], Any], others: list[Connection], parent: int
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        return
     for other in others:
         other.close()
     try:
