@@ -51,6 +51,12 @@ class Served:
     ranges: bool = True
     shift: int = 0
     """How far behind the range that is asked for the one it sends begins."""
+    most: int | None = None
+    """The bytes of a range that are sent at once."""
+    total: str = "{}"
+    """What a range says of the length of the whole file."""
+    unasked: bool = False
+    """Whether it sends ranges that nobody asked for."""
     believes: bool = True
     """Whether If-Range is looked at."""
     cuts: list[int] = field(default_factory=list)
@@ -110,11 +116,14 @@ class _Handler(BaseHTTPRequestHandler):
         if start is None:
             self._refuse(416, served)
             return
-        self.send_response(206 if start else 200)
-        if start:
-            total = len(served.content)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self._send_body(served, served.content[start:])
+        is_range = bool(start) or served.unasked
+        most = served.most if is_range else None
+        body = served.content[start:][:most]
+        self.send_response(206 if is_range else 200)
+        if is_range:
+            total = served.total.format(len(served.content))
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{total}")
+        self._send_body(served, body)
 
     def _start(self, served: Served, asked: str | None) -> int | None:
         validator = served.etag or served.last_modified
@@ -293,6 +302,44 @@ def test_another_range_than_was_asked_for_is_not_taken(server, obtain, target):
     assert target.read_bytes() == CONTENT
 
 
+@pytest.mark.parametrize("num_bytes", [None, len(CONTENT)], ids=["not known", "known"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_range_shorter_than_was_asked_for_is_continued(
+    server, obtain, target, num_bytes, chunked
+):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000], most=400_000, chunked=chunked)
+    assert obtain(bytes=num_bytes, sha256=None) == []
+    assert target.read_bytes() == CONTENT
+    ranges = [asked for _, asked in server.requests]
+    assert ranges == [None, "bytes=300000-", "bytes=700000-"]
+
+
+def test_a_range_of_a_file_of_unknown_length_is_not_taken_for_its_end(server, obtain, target):
+    served = server.files["/data/a.jsonl"] = Served(cuts=[300_000], most=400_000, total="*")
+    assert obtain(bytes=None, sha256=None) == []
+    assert target.read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, "bytes=300000-", None]
+
+    target.unlink()
+    served.cuts = [300_000]
+    assert obtain(sha256=None) == []
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_range_of_a_file_of_another_length_is_refused(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000], most=1000, total="2000000")
+    (fault,) = obtain()
+    assert "is 2,000,000 bytes, not 1,048,576: another file" in fault
+    assert not target.exists()
+
+
+def test_a_range_nobody_asked_for_is_refused(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(most=1000, unasked=True)
+    (fault,) = obtain(bytes=None, sha256=None)
+    assert "sends a range, unasked" in fault
+    assert not target.exists()
+
+
 def test_a_part_of_another_address_is_not_continued(server, obtain, target):
     server.files["/data/a.jsonl"] = Served(cuts=[300_000, 0, 0, 0])
     server.files["/data/b.jsonl"] = Served(content=OTHER)
@@ -462,6 +509,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_file_is_had_later(
     cuts=st.lists(st.integers(0, 3000), max_size=8),
     changes=st.lists(st.sampled_from([None, (b"b" * 3000, '"b"'), (b"c" * 2000, '"c"')])),
     ranges=st.booleans(),
+    most=st.none() | st.integers(1, 2000),
+    total=st.sampled_from(["{}", "*"]),
     believes=st.booleans(),
     chunked=st.booleans(),
     num_runs=st.integers(1, 3),
