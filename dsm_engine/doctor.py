@@ -18,7 +18,7 @@ from dsm_engine.sandbox.commands import find_bwrap
 
 State = Literal["ok", "absent", "broken"]
 _PYTHON_VERSIONS = ((3, 11), (3, 12))
-_MEGATRON_VERSIONS = "0.16."
+_MEGATRON_VERSION_PREFIX = "0.16."
 _PROBE_TIMEOUT_S = 60
 _MIN_FREE_GIB = 5
 _USER_NAMESPACES = {
@@ -133,7 +133,7 @@ def _megatron() -> Finding:
     version = package_version("megatron-core")
     if version is None:
         return _broken("megatron-core", "not installed: pip install 'megatron-core>=0.16,<0.17'")
-    if not version.startswith(_MEGATRON_VERSIONS):
+    if not version.startswith(_MEGATRON_VERSION_PREFIX):
         return _broken(
             "megatron-core", f"{version}; 0.16 is needed: pip install 'megatron-core<0.17'"
         )

@@ -137,7 +137,12 @@ class Places:
 
 
 class Lock:
-    """What was fetched: OUTPUT/sources.lock.json, from paths to url, bytes and sha256."""
+    """What was obtained: OUTPUT/sources.lock.json, from paths to records.
+
+    `url` is the publisher's address, which says what the file is; `from` is where it was had: that
+    address, one of a mirror, or a path; null where it was there before. `bytes` and `sha256` are
+    the file's own.
+    """
 
     def __init__(self, output: Path) -> None:
         self._path = output / LOCK_NAME
@@ -149,14 +154,17 @@ class Lock:
         self._records: dict[str, dict[str, Any]] = records
 
     def sha256(self, path: str, url: str) -> str | None:
-        """Of the file that came from `url` before."""
+        """Of the file that was obtained before as what is published at `url`."""
         record = self._records.get(path, {})
         return record.get("sha256") if record.get("url") == url else None
 
-    def record(self, path: str, url: str, num_bytes: int, sha256: str) -> None:
-        """Remembers a file; written at once."""
-        record = {"url": url, "bytes": num_bytes, "sha256": sha256}
-        if self._records.get(path) != record:
+    def record(self, path: str, url: str, origin: str | None, num_bytes: int, sha256: str) -> None:
+        """Remembers a file; written at once. Without an origin, that of the same file is kept."""
+        before = self._records.get(path, {})
+        if origin is None and (before.get("url"), before.get("sha256")) == (url, sha256):
+            origin = before.get("from")
+        record = {"url": url, "from": origin, "bytes": num_bytes, "sha256": sha256}
+        if before != record:
             self._records[path] = record
             write_json(self._path, dict(sorted(self._records.items())))
 
@@ -221,22 +229,23 @@ def obtain_file(
     else:
         expected = Expected(file.bytes, file.sha256, CATALOGUE.name)
     if target.exists():
-        done, digest = "is there", _check_present(target, expected)
+        done, origin, digest = "is there", None, _check_present(target, expected)
     else:
         make_folder(target.parent)
         part = target.with_name(f".{target.name}.part")
         if places.folder is not None:
-            done, digest = _copy(places.folder, file, part, expected)
+            origin, digest = _copy(places.folder, file, part, expected)
+            done = f"copied from {origin}"
         else:
-            address = places.url(source, file)
-            digest = _fetch(address, part, expected, patience, on_progress)
+            origin = places.url(source, file)
+            digest = _fetch(origin, part, expected, patience, on_progress)
             done = "fetched"
         _publish(part, target)
     if expected.sha256 is None:
         done += ", SHA-256 not known before"
-    lock.record(file.path, url, target.stat().st_size, digest)
-    for path, member in file.members.items():
-        _take_out(target, member, places.output / path, path, f"{url}!{member}", lock)
+    lock.record(file.path, url, origin, target.stat().st_size, digest)
+    for path in file.members:
+        _take_out(file, path, places.output, url, lock)
     return f"{done}: {target.stat().st_size:,} bytes, SHA-256 {digest}"
 
 
@@ -275,7 +284,7 @@ def _copy(folder: Path, file: RemoteFile, part: Path, expected: Expected) -> tup
     for path in found:
         try:
             _copy_contents(path, part, decompress=not file.path.endswith(".gz"))
-            return f"copied from {path}", expected.check(part, str(path))
+            return str(path), expected.check(part, str(path))
         except DsmError as error:
             discard(part)
             faults.append(str(error))
@@ -317,26 +326,46 @@ def _copy_contents(path: Path, part: Path, *, decompress: bool) -> None:
         raise DsmError(f"{path}: cannot be copied to {part}: {reason}") from error
 
 
-def _take_out(archive: Path, member: str, target: Path, path: str, url: str, lock: Lock) -> None:
-    if target.exists():
-        expected = Expected(None, lock.sha256(path, url), LOCK_NAME)
-        digest = _check_present(target, expected)
-    else:
-        try:
-            with (
-                zipfile.ZipFile(archive) as opened,
-                opened.open(member) as contents,
-                atomic_file(target) as copy,
-            ):
-                shutil.copyfileobj(contents, copy, _CHUNK_BYTES)
-        except KeyError as error:
-            with zipfile.ZipFile(archive) as opened:
+def _take_out(file: RemoteFile, path: str, output: Path, url: str, lock: Lock) -> None:
+    """Takes the member that belongs at `path` out of an archive, or checks what stands there."""
+    archive, target, member = output / file.path, output / path, file.members[path]
+    url, origin = f"{url}!{member}", None
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            if member not in opened.namelist():
                 hint = nearest(member, opened.namelist())
-            raise DsmError(f"{archive}: has no {member} {hint}") from error
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
-            raise DsmError(f"{archive}: {member} cannot be taken out: {error}") from error
-        digest = file_sha256(target)
-    lock.record(path, url, target.stat().st_size, digest)
+                raise DsmError(f"{archive}: has no {member} {hint}")
+            entry = opened.getinfo(member)
+            if target.exists():
+                _check_taken_out(target, archive, entry)
+                _check_present(target, Expected(None, lock.sha256(path, url), LOCK_NAME))
+            else:
+                origin = file.path
+                with opened.open(entry) as contents, atomic_file(target) as copy:
+                    shutil.copyfileobj(contents, copy, _CHUNK_BYTES)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        raise DsmError(f"{archive}: {member} cannot be taken out: {error}") from error
+    lock.record(path, url, origin, target.stat().st_size, file_sha256(target))
+
+
+def _check_taken_out(target: Path, archive: Path, entry: zipfile.ZipInfo) -> None:
+    found = target.stat().st_size, _crc32(target)
+    if found != (entry.file_size, entry.CRC):
+        raise DsmError(
+            f"{target}: is {found[0]:,} bytes with CRC-32 {found[1]:08x}, {archive} has"
+            f" {entry.file_size:,} with {entry.CRC:08x}; move it away to have it taken out"
+        )
+
+
+def _crc32(path: Path) -> int:
+    crc = 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                crc = zlib.crc32(chunk, crc)
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return crc
 
 
 def _publish(part: Path, target: Path) -> None:

@@ -22,7 +22,7 @@ from dsm_engine.files import read_json, write_json
 
 _CHUNK_BYTES = 1 << 18
 _TRANSIENT_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _MAX_PAUSE_S = 60.0
 
 OnProgress = Callable[[int, int | None], None]
@@ -104,10 +104,12 @@ def _attempt(
         headers |= {"Range": f"bytes={held}-", "If-Range": validator}
     with _open(url, headers, timeout_s, part) as response:
         _check_transport(url, response)
-        start = 0
+        start, total = 0, response.length
         if response.status == 206:
-            start = _confirmed_start(response, part, held, validator)
-        total = None if response.length is None else start + response.length
+            start, total = held, _total_of_range(url, response, part, held, validator)
+            if total is None and num_bytes is None:  # the range may end before the file does
+                discard(part)
+                raise _Transient("the server does not say how long the whole file is")
         expected = total if num_bytes is None else num_bytes
         if total is not None and total != expected:
             discard(part)
@@ -119,7 +121,7 @@ def _attempt(
         write_json(_state_path(part), {"url": url, "validator": _validator(response.headers)})
         done = _write(part, start, expected, _chunks(response), on_progress)
     if expected is not None and done < expected:
-        raise _Transient(f"the connection was closed at byte {done:,} of {expected:,}")
+        raise _Transient(f"the server stopped at byte {done:,} of {expected:,}")
     if expected is not None and done > expected:
         discard(part)
         raise DsmError(f"{url}: is longer than {expected:,} bytes: another file")
@@ -152,13 +154,23 @@ def _check_transport(url: str, response: Any) -> None:
         raise DsmError(f"{url}: the server sends it as {encoding}, unasked")
 
 
-def _confirmed_start(response: Any, part: Path, held: int, validator: str) -> int:
+def _total_of_range(url: str, response: Any, part: Path, held: int, validator: str) -> int | None:
+    """The bytes of the whole file, where the server says so: a range may be shorter than was asked
+    for (RFC 9110, 15.3.7), so that its length tells nothing. It is confirmed to continue `part`.
+    """
+    if not held:
+        raise DsmError(f"{url}: the server sends a range, unasked")
     match = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range", ""))
-    same = match is not None and int(match[1]) == held and _validator(response.headers) == validator
-    if not same:
+    same = (
+        match is not None
+        and int(match[1]) == held
+        and response.length in (None, int(match[2]) + 1 - held)
+        and _validator(response.headers) == validator
+    )
+    if match is None or not same:
         discard(part)
         raise _Transient("the server has another file than before, or sends another range")
-    return held
+    return None if match[3] == "*" else int(match[3])
 
 
 def _write(

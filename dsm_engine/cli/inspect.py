@@ -1,6 +1,6 @@
 """Shows documents of a tokenized dataset; what is trained on is green and underlined, and stands
 in white brackets (U+27E6, U+27E7) where there is no color: on a pipe, or with NO_COLOR. Control
-tokens stand by their names.
+tokens stand by their names, control characters but tab and newline as \\x1b.
 
 dsm inspect data/train 17
 dsm inspect data/train --find gsm8k-3f2a --tokens
@@ -22,6 +22,9 @@ _SUPERVISED = "green underline"
 _CONTROL = "magenta"
 _MARKS = ("⟦", "⟧")  # U+27E6, U+27E7: mathematics seldom has them
 _TOKEN_BOUNDARY = "│"  # U+2502
+_CONTROL_CHARACTERS = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -118,7 +121,7 @@ def _title(view: "DocumentView", note: str = "") -> "Text":
         end = view.begin + view.num_tokens
         tokens = f"tokens {view.begin} to {end} of {view.document_tokens}"
         tokens += ", goes on" if end < view.document_tokens else ", the end"
-    return Text(f"document {view.document_idx}: {view.attributes.id} ({tokens}{note})")
+    return Text(f"document {view.document_idx}: {_shown(view.attributes.id)} ({tokens}{note})")
 
 
 def _facts(view: "DocumentView", place: str = "") -> "Text":
@@ -131,7 +134,7 @@ def _facts(view: "DocumentView", place: str = "") -> "Text":
         "format": attributes.format,
         "topic": attributes.topic,
     }
-    known = ", ".join(f"{name} {value}" for name, value in named.items() if value)
+    known = _shown(", ".join(f"{name} {value}" for name, value in named.items() if value))
     spans = "span" if view.num_spans == 1 else "spans"
     return Text(
         f"{known}; {view.num_supervised} of {view.num_tokens} tokens supervised in "
@@ -157,6 +160,11 @@ def _pack_line(packs: "PackIndex", pack_idx: int, pieces: "list[PackPiece]") -> 
     )
 
 
+def _shown(text: str) -> str:
+    """Without control characters (C0, DEL, C1), which a terminal would take for commands."""
+    return text.translate(_CONTROL_CHARACTERS)
+
+
 def _marked(runs: "tuple[Run, ...]", *, in_color: bool, by_token: bool) -> "Text":
     from rich.text import Text
 
@@ -167,7 +175,8 @@ def _marked(runs: "tuple[Run, ...]", *, in_color: bool, by_token: bool) -> "Text
         elif by_token and not opens:
             text.append(_TOKEN_BOUNDARY, style="dim red")
         style = _SUPERVISED if run.supervised else ""
-        text.append(run.text, style=f"{style} {_CONTROL}".strip() if run.control else style)
+        style = f"{style} {_CONTROL}".strip() if run.control else style
+        text.append(_shown(run.text), style=style)
         opens, supervised = False, run.supervised
     if supervised and not in_color:
         text.append(_MARKS[1])

@@ -97,6 +97,13 @@ class TokenizedDataset:
         """Where the document comes from."""
         return self.attribute_table.document(document_idx)
 
+    def check_tables(self) -> None:
+        """Checks every entry of .idx, .attributes and .spans, the tokens apart; raises DsmError
+        that says where the first damage is."""
+        self.indexed.check_tables()
+        self.attribute_table.check()
+        self.span_table.check(self.lengths)
+
     def verify(self) -> None:
         """Reads every byte; raises DsmError that says which part of which file is damaged first."""
         verify_tokenized(self)

@@ -37,9 +37,7 @@ def verify_tokenized(dataset: "TokenizedDataset") -> None:
                 f" {dataset.manifest_path.name} for bytes {damage.begin} to {damage.end}"
                 f"{covered}, found {damage.found}: restore the file or preprocess the sources again"
             )
-    dataset.indexed.check_tables()
-    dataset.attribute_table.check()
-    dataset.span_table.check(dataset.indexed.core.lengths())
+    dataset.check_tables()
     dataset.indexed.check_token_ids(dataset.vocab_size)
 
 

@@ -317,6 +317,24 @@ def test_what_cannot_have_a_card_is_one_line(
     assert "no tokenized dataset there" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("suffix", "header_bytes"), [(".spans", 64), (".attributes", 128)])
+def test_a_damaged_table_is_one_line_and_leaves_no_card(
+    tmp_path: Path, sample_data: Path, capsys: pytest.CaptureFixture[str], suffix, header_bytes
+):
+    for file in sample_data.glob("validation.*"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    path = tmp_path / f"validation{suffix}"
+    whole = path.read_bytes()
+    for position in range(header_bytes, min(len(whole), 500), 4):
+        damaged = bytearray(whole)
+        damaged[position : position + 4] = b"\xff" * 4
+        path.write_bytes(damaged)
+        assert main(["card", str(tmp_path / "validation"), "--samples", "0"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"{path}: is damaged" in line
+    assert not list(tmp_path.glob("*.card.*"))
+
+
 def test_the_command_writes_both_files(
     tmp_path: Path, sample_data: Path, capsys: pytest.CaptureFixture[str]
 ):

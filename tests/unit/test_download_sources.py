@@ -51,6 +51,12 @@ class Served:
     ranges: bool = True
     shift: int = 0
     """How far behind the range that is asked for the one it sends begins."""
+    most: int | None = None
+    """The bytes of a range that are sent at once."""
+    total: str = "{}"
+    """What a range says of the length of the whole file."""
+    unasked: bool = False
+    """Whether it sends ranges that nobody asked for."""
     believes: bool = True
     """Whether If-Range is looked at."""
     cuts: list[int] = field(default_factory=list)
@@ -110,11 +116,14 @@ class _Handler(BaseHTTPRequestHandler):
         if start is None:
             self._refuse(416, served)
             return
-        self.send_response(206 if start else 200)
-        if start:
-            total = len(served.content)
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self._send_body(served, served.content[start:])
+        is_range = bool(start) or served.unasked
+        most = served.most if is_range else None
+        body = served.content[start:][:most]
+        self.send_response(206 if is_range else 200)
+        if is_range:
+            total = served.total.format(len(served.content))
+            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{total}")
+        self._send_body(served, body)
 
     def _start(self, served: Served, asked: str | None) -> int | None:
         validator = served.etag or served.last_modified
@@ -205,6 +214,16 @@ def obtain(server: Server, tmp_path: Path) -> Callable[..., list[str]]:
 
 
 @pytest.fixture
+def locked(tmp_path: Path) -> Callable[[str], dict[str, Any]]:
+    """What is recorded of the file at a path."""
+
+    def record(path: str) -> dict[str, Any]:
+        return orjson.loads((tmp_path / "out" / "sources.lock.json").read_bytes())[path]
+
+    return record
+
+
+@pytest.fixture
 def target(tmp_path: Path) -> Path:
     return tmp_path / "out" / "a" / "a.jsonl"
 
@@ -224,7 +243,8 @@ def test_a_file_is_fetched_whole_and_recorded(server, obtain, target, tmp_path, 
     assert left_over(target) == []
     lock = orjson.loads((tmp_path / "out" / "sources.lock.json").read_bytes())
     url = f"{server.url}/data/a.jsonl"
-    assert lock == {"a/a.jsonl": {"url": url, "bytes": len(CONTENT), "sha256": sha256(CONTENT)}}
+    record = {"url": url, "from": url, "bytes": len(CONTENT), "sha256": sha256(CONTENT)}
+    assert lock == {"a/a.jsonl": record}
     first, *_ = capsys.readouterr().out.splitlines()
     assert first == "a: training, MIT, 1 file, 1,048,576 bytes, reader jsonl"
 
@@ -291,6 +311,44 @@ def test_another_range_than_was_asked_for_is_not_taken(server, obtain, target):
     server.files["/data/a.jsonl"] = Served(cuts=[300_000], shift=5)
     assert obtain(sha256=None) == []
     assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("num_bytes", [None, len(CONTENT)], ids=["not known", "known"])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_range_shorter_than_was_asked_for_is_continued(
+    server, obtain, target, num_bytes, chunked
+):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000], most=400_000, chunked=chunked)
+    assert obtain(bytes=num_bytes, sha256=None) == []
+    assert target.read_bytes() == CONTENT
+    ranges = [asked for _, asked in server.requests]
+    assert ranges == [None, "bytes=300000-", "bytes=700000-"]
+
+
+def test_a_range_of_a_file_of_unknown_length_is_not_taken_for_its_end(server, obtain, target):
+    served = server.files["/data/a.jsonl"] = Served(cuts=[300_000], most=400_000, total="*")
+    assert obtain(bytes=None, sha256=None) == []
+    assert target.read_bytes() == CONTENT
+    assert [asked for _, asked in server.requests] == [None, "bytes=300000-", None]
+
+    target.unlink()
+    served.cuts = [300_000]
+    assert obtain(sha256=None) == []
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_range_of_a_file_of_another_length_is_refused(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(cuts=[300_000], most=1000, total="2000000")
+    (fault,) = obtain()
+    assert "is 2,000,000 bytes, not 1,048,576: another file" in fault
+    assert not target.exists()
+
+
+def test_a_range_nobody_asked_for_is_refused(server, obtain, target):
+    server.files["/data/a.jsonl"] = Served(most=1000, unasked=True)
+    (fault,) = obtain(bytes=None, sha256=None)
+    assert "sends a range, unasked" in fault
+    assert not target.exists()
 
 
 def test_a_part_of_another_address_is_not_continued(server, obtain, target):
@@ -462,6 +520,8 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_file_is_had_later(
     cuts=st.lists(st.integers(0, 3000), max_size=8),
     changes=st.lists(st.sampled_from([None, (b"b" * 3000, '"b"'), (b"c" * 2000, '"c"')])),
     ranges=st.booleans(),
+    most=st.none() | st.integers(1, 2000),
+    total=st.sampled_from(["{}", "*"]),
     believes=st.booleans(),
     chunked=st.booleans(),
     num_runs=st.integers(1, 3),
@@ -630,6 +690,44 @@ def test_members_are_taken_out_of_an_archive(server, obtain, archive, tmp_path):
     assert "move it away" in fault
 
 
+@pytest.mark.parametrize("there", [CONTENT[:1000], OTHER], ids=["cut short", "other contents"])
+def test_a_member_that_stands_there_already_is_compared_with_the_archive(
+    server, obtain, archive, tmp_path, locked, there
+):
+    archive["members"] = {"a/train.json": "inner/train.json"}
+    member = tmp_path / "out" / "a" / "train.json"
+    member.parent.mkdir(parents=True)
+    member.write_bytes(there)
+    (fault,) = obtain(**archive)
+    assert f"{member}: is {len(there):,} bytes with CRC-32" in fault
+    assert "move it away to have it taken out" in fault
+    assert member.read_bytes() == there
+
+    member.write_bytes(CONTENT)
+    assert obtain(**archive) == []
+    assert locked("a/train.json")["sha256"] == sha256(CONTENT)
+
+
+def test_where_a_file_came_from_is_recorded_and_kept(server, obtain, archive, tmp_path, locked):
+    archive["members"] = {"a/train.json": "inner/train.json"}
+    folder = tmp_path / "copies"
+    folder.mkdir()
+    copy = folder / "a.zip"
+    copy.write_bytes(server.files["/data/a.zip"].content)
+    for _ in range(2):
+        assert obtain(folder=folder, **archive) == []
+        assert locked("a/a.zip")["from"] == str(copy)
+        assert locked("a/a.zip")["url"] == f"{server.url}/data/a.zip"
+        assert locked("a/train.json")["from"] == "a/a.zip"
+
+
+def test_a_file_that_was_there_before_has_no_recorded_origin(server, obtain, target, locked):
+    target.parent.mkdir(parents=True)
+    target.write_bytes(CONTENT)
+    assert obtain() == []
+    assert locked("a/a.jsonl")["from"] is None
+
+
 def test_a_member_that_is_not_there_names_the_nearest(obtain, archive, tmp_path):
     archive["members"] = {"a/train.json": "inner/trian.json"}
     (fault,) = obtain(**archive)
@@ -646,10 +744,12 @@ def test_a_file_that_is_no_archive_is_one_line(server, obtain, tmp_path):
 # --- servers and proxies --------------------------------------------------------------------------
 
 
-def test_a_server_with_a_copy_of_the_folder_is_asked_by_path(server, obtain, target):
+def test_a_server_with_a_copy_of_the_folder_is_asked_by_path(server, obtain, target, locked):
     server.files["/mirror/a/a.jsonl"] = Served()
     assert obtain(base_url=f"{server.url}/mirror") == []
     assert target.read_bytes() == CONTENT
+    assert locked("a/a.jsonl")["url"] == f"{server.url}/data/a.jsonl"
+    assert locked("a/a.jsonl")["from"] == f"{server.url}/mirror/a/a.jsonl"
 
 
 def test_a_mirror_of_the_hub_is_asked_in_its_place(server, tmp_path):
@@ -660,6 +760,7 @@ def test_a_mirror_of_the_hub_is_asked_in_its_place(server, tmp_path):
     assert tool.obtain_sources(["a"], catalogue, places, patience=PATIENCE) == []
     lock = orjson.loads((tmp_path / "out" / "sources.lock.json").read_bytes())
     assert lock["a/a.jsonl"]["url"] == f"{address}/data/a.jsonl"
+    assert lock["a/a.jsonl"]["from"] == f"{server.url}/datasets/x/resolve/1/data/a.jsonl"
 
 
 def test_the_proxy_of_the_environment_is_used_but_not_for_what_it_excepts(

@@ -211,3 +211,31 @@ def test_inspect_shows_control_tokens_by_name(tmp_path: Path, capsys: Captured):
     assert main(["preprocess", str(tmp_path / "recipe.yaml")]) == 0
     assert main(["inspect", str(tmp_path / "out")]) == 0
     assert "<|im_start|>assistant\n⟦A <|im_end|> is 7.<|im_end|>⟧\n" in capsys.readouterr().out
+
+
+def test_inspect_sends_no_control_characters_of_the_data_to_the_terminal(
+    tmp_path: Path, capsys: Captured
+):
+    write_tokenizer(tmp_path, "byte_level")
+    controls = "".join(map(chr, [*range(9), *range(11, 32), *range(127, 160)]))
+    nasty = f"\x1b]0;title\x07{controls}"
+    row = {"question": "3 + 4?", "answer": f"a\tb\n{nasty}.", "language": "en", "format": "cot"}
+    row |= {"id": "i\x1b]0;title\x07", "source": f"s{nasty}", "topic": f"t{nasty}"}
+    row |= {"blocks": [{"kind": "text", "text": row["answer"]}]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    recipe = {
+        "output": str(tmp_path / "out"),
+        "tokenizer": str(tmp_path),
+        "sources": [{"reader": "examples", "path": str(tmp_path / "rows.jsonl")}],
+    }
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    assert main(["preprocess", str(tmp_path / "recipe.yaml")]) == 0
+    capsys.readouterr()
+    for option in ([], ["--tokens"]):
+        assert main(["inspect", str(tmp_path / "out"), *option]) == 0
+        printed = capsys.readouterr().out
+        assert not set(controls) & set(printed)
+        plain = printed.replace("│", "")
+        shown = r"\x1b]0;title\x07" + "".join(f"\\x{ord(control):02x}" for control in controls)
+        for place in (r"i\x1b]0;title\x07 (", f"source s{shown}", f"topic t{shown}", f"\n{shown}."):
+            assert place in plain

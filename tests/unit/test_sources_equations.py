@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import time
 from fractions import Fraction
 
 import pytest
@@ -62,7 +63,7 @@ def test_an_expression_has_its_exact_value_and_so_has_its_code(expression, value
     [
         *("", "x", "1+", "(1", "1)", "1 2", "2(3+4)", "2(5/4)", "0.5(1/2)", "(1/2)(1/3)", "5x=3"),
         *("1/0", "1/(2-2)", "2^0.5", "2^-1", "2^65", "9^9^9", "1..2", ".5", "二", "import os"),
-        *("1" * 101, "(" * 5000, "-" * 5000, "((9^60)^60)^60", "0^-1"),
+        *("1" * 101, "(" * 500, "-" * 500, "((9^60)^60)^60", "0^-1"),
     ],
 )
 def test_what_is_no_equation_is_refused(expression):
@@ -105,6 +106,37 @@ def test_another_value_is_a_mismatch(equation, answer):
 def test_a_value_too_large_to_be_shown_is_refused(num_factors, answer):
     with pytest.raises(BadEquation, match="too large"):
         solve("x=" + "*".join(["10^64"] * num_factors), answer)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "+".join(f"1/(9^64+{i})" for i in range(70)),
+        "-".join(f"1/(9^64+{i})" for i in range(70)),
+        "*".join(["9^64"] * 70),
+        "1" + "/(1/3)^64" * 70,
+        "1" + "%" * 900,
+    ],
+    ids=["sum", "difference", "product", "quotient", "percentage"],
+)
+def test_every_operation_is_limited_in_the_size_of_its_value(expression):
+    with pytest.raises(BadEquation, match="too large"):
+        parse_expression(f"0*({expression})")
+
+
+@pytest.mark.parametrize("field", ["equation", "ans"])
+@pytest.mark.parametrize(
+    "text",
+    ["+".join(f"1/{1_000_003 + 2 * i}" for i in range(200_000)), "1" + "%" * 2_000_000],
+    ids=["sum", "percentage"],
+)
+def test_a_line_of_two_megabytes_is_a_bad_equation_at_once(write_records, fault_of, field, text):
+    path = write_records({**ROW, field: text})
+    begin = time.process_time()
+    fault = fault_of(path, "ape210k")
+    assert fault.cause == "bad_equation"
+    assert "longer than 1000 characters" in str(fault)
+    assert time.process_time() - begin < 2
 
 
 @pytest.mark.parametrize("reader", ["ape210k", "math23k"])

@@ -40,9 +40,13 @@ _HUB_SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**
 def collect_card(
     dataset: TokenizedDataset, tokenizer: Tokenizer | None, *, capacity: int, num_samples: int
 ) -> Card:
-    """The card of a dataset; without samples it needs no tokenizer."""
+    """The card of a dataset; without samples it needs no tokenizer.
+
+    Raises DsmError where the dataset is empty or one of its tables is damaged.
+    """
     if dataset.num_documents == 0:
         raise DsmError(f"{dataset.prefix}: holds no documents to show")
+    dataset.check_tables()
     manifest = dataset.manifest
     lengths = dataset.lengths
     supervised = _supervised(dataset)

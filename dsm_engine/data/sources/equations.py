@@ -5,6 +5,8 @@ for a ratio, `^` and `**`. Everything is computed in fractions: an equation eith
 published answer to the last digit, or it is no training example. In systems of equations
 (`equation_systems`) there are unknowns of one letter besides, and no mixed numbers: what stands
 before a bracket or an unknown is a factor.
+
+Texts and values are limited in size, so that no text, however it is made, takes long.
 """
 
 import re
@@ -17,6 +19,7 @@ from dsm_engine.data.sources.polynomials import RationalFunction, num_bits
 _TOKEN = re.compile(r"\s*(?:(\d+\.\d+|\d+)|(\*\*|[-+*/:^()\[\]%]|[A-Za-z]+)|$)")
 _DECIMAL = re.compile(r"-?\d+\.(\d+)")
 _PERCENTAGE = re.compile(r"-?\d+(?:\.(\d+))?%")
+_MAX_CHARACTERS = 1000
 _MAX_DIGITS = 100
 _MAX_EXPONENT = 64
 _MAX_VALUE_BITS = 4096
@@ -30,7 +33,10 @@ class BadEquation(ValueError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Term:
-    """A part of an equation: its value, and the Python expression that computes it."""
+    """A part of an equation: its value, and the Python expression that computes it.
+
+    Raises BadEquation where the value is too large.
+    """
 
     value: Fraction | RationalFunction
     """A number, or, with unknowns in it, a function of them."""
@@ -41,6 +47,10 @@ class Term:
     """Whether the expression is a Python int; otherwise it is a fraction or has unknowns."""
     ratio: tuple[int, int] | None = None
     """Of a quotient of two integers as they are written."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.value, Fraction) and num_bits(self.value) > _MAX_VALUE_BITS:
+            raise BadEquation("a value in it is too large")
 
     @property
     def has_unknowns(self) -> bool:
@@ -91,6 +101,8 @@ def parse_expression(text: str, unknown_code: Callable[[str], str] | None = None
 
     With `unknown_code`, from an unknown to its code, it may have unknowns, and is code for SymPy.
     """
+    if len(text) > _MAX_CHARACTERS:
+        raise BadEquation(f"is longer than {_MAX_CHARACTERS} characters")
     parser = _Parser(_tokens(text), unknown_code)
     try:
         return parser.parse()
@@ -218,11 +230,9 @@ class _Parser:
         exponent = self._nested(self._power)
         if exponent.number.denominator != 1 or not 0 <= exponent.number <= _MAX_EXPONENT:
             raise BadEquation(f"an exponent is no integer from 0 to {_MAX_EXPONENT}")
-        value = base.value ** int(exponent.number)
-        if isinstance(value, Fraction) and num_bits(value) > _MAX_VALUE_BITS:
-            raise BadEquation("a power is too large")
         code = f"{_within(base, _ATOM)} ** {_within(exponent, _POWER)}"
         is_int = base.is_int and exponent.is_int
+        value = base.value ** int(exponent.number)
         return Term(value=value, code=code, binding=_POWER, is_int=is_int)
 
     def _postfix(self) -> Term:
