@@ -62,12 +62,24 @@ def write_json(path: Path, value: Any) -> None:
         file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE))
 
 
+def user_cache_folder() -> Path:
+    """Where what can be made again is kept: `dsm_engine` in $XDG_CACHE_HOME or ~/.cache."""
+    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(root).expanduser() / "dsm_engine"
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of `path`. Raises DsmError where it is missing or unreadable."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+
 def read_json(path: Path) -> Any:
     """The JSON value in `path`. Raises DsmError where it is missing, unreadable or not JSON."""
     try:
-        return orjson.loads(path.read_bytes())
-    except OSError as error:
-        raise DsmError(f"{path}: cannot be read: {error.strerror or error}") from error
+        return orjson.loads(read_bytes(path))
     except orjson.JSONDecodeError as error:
         raise DsmError(f"{path}: is not JSON: {error}") from error
 

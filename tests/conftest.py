@@ -1,6 +1,7 @@
 """Fixtures shared by all tests; nothing heavy is imported until a test asks for it."""
 
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,15 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Tests of the CPU path run on the CPU also where there is a GPU; `-m gpu` shows it."""
+    """Tests of the CPU path run on the CPU also where there is a GPU; `-m gpu` shows it.
+
+    What commands remember in the user's cache folder goes to one of this session.
+    """
     if config.option.markexpr != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    cache = tempfile.TemporaryDirectory(prefix="dsm_engine_cache_")
+    config.add_cleanup(cache.cleanup)
+    os.environ["XDG_CACHE_HOME"] = cache.name
 
 
 @pytest.fixture(scope="session")

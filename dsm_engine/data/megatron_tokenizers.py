@@ -4,6 +4,7 @@ As Megatron-Core's tokenizers do it: SentencePiece models encode the text alone,
 three names; Hugging Face tokenizers add what `AutoTokenizer(text).input_ids` adds.
 """
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -170,19 +171,24 @@ class _ControlStrings:
     """Finds the texts that hold one of many strings; most texts hold none."""
 
     def __init__(self, strings: Iterable[str]) -> None:
-        longest_first = sorted(strings, key=len, reverse=True)
-        self._beginnings = sorted({string[:2] for string in longest_first})
-        self._pattern = re.compile("|".join(map(re.escape, longest_first)))
+        self._strings = list(strings)
+        self._first_characters = sorted({string[:1] for string in self._strings})
+        self._beginnings = sorted({string[:2] for string in self._strings})
 
     def find(self, texts: Sequence[str]) -> list[int]:
-        """Which texts do, in order."""
-        together = "\n".join(texts)
-        beginnings = [beginning for beginning in self._beginnings if beginning in together]
-        return [
-            text_idx
-            for text_idx, text in enumerate(texts if beginnings else ())
-            if any(beginning in text for beginning in beginnings) and self._pattern.search(text)
-        ]
+        """Which texts do, in order. One character is looked for fastest, and is rare already."""
+        candidates: set[int] = set()
+        for character in self._first_characters:
+            candidates.update([idx for idx, text in enumerate(texts) if character in text])
+        return [idx for idx in sorted(candidates) if self._holds_one(texts[idx])]
+
+    def _holds_one(self, text: str) -> bool:
+        has_beginning = any(beginning in text for beginning in self._beginnings)
+        return has_beginning and self._pattern.search(text) is not None
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._strings)))
 
 
 def _replaced(flat: FlatIds, where: Sequence[int], by: Sequence[Sequence[int]]) -> FlatIds:

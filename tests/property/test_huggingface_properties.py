@@ -32,6 +32,6 @@ def test_any_text_has_the_librarys_ids(tokenizers, texts: list[str]) -> None:
     assert sum(tokenizer.encoder == "fastokens" for tokenizer in tokenizers) >= 3
     for tokenizer in tokenizers:
         for continuation in (False, True):
-            expected = tokenizer._encode_by_library(texts, continuation=continuation)
+            expected = tokenizer._library.encode(texts, continuation=continuation)
             found = tokenizer.encode_flat(texts, continuation=continuation)
             assert lists_of_ids(*found) == expected

@@ -1,7 +1,6 @@
 """What programs did when they were run, kept from run to run in one SQLite file."""
 
 import hashlib
-import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Self
 import orjson
 
 from dsm_engine.errors import DsmError
-from dsm_engine.files import make_folder
+from dsm_engine.files import make_folder, user_cache_folder
 from dsm_engine.sandbox import ProgramResult
 
 _FORMAT = 1
@@ -24,8 +23,7 @@ _MAX_QUERY_KEYS = 500
 
 def default_cache_path() -> Path:
     """`dsm_engine/programs.sqlite` in the user's cache folder ($XDG_CACHE_HOME, ~/.cache)."""
-    root = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(root).expanduser() / "dsm_engine" / "programs.sqlite"
+    return user_cache_folder() / "programs.sqlite"
 
 
 class ProgramCache:

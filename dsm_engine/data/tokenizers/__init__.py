@@ -7,11 +7,13 @@ is cut, padded or sampled.
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from dsm_engine.data.segments import Segment
-from dsm_engine.data.tokenizers.flat_ids import FlatIds
 from dsm_engine.errors import DsmError
+
+if TYPE_CHECKING:  # NumPy is not imported here: see early_load
+    from dsm_engine.data.segments import Segment
+    from dsm_engine.data.tokenizers.flat_ids import FlatIds
 
 
 class Tokenizer(Protocol):
@@ -88,7 +90,7 @@ class Tokenizer(Protocol):
 
     def encode_flat(
         self, texts: Sequence[str], *, continuation: bool = False, threads: int = 1
-    ) -> FlatIds:
+    ) -> "FlatIds":
         """The ids of all texts in a row, [total], and where those of each begin, [n + 1].
 
         For many texts: `native` and `fastokens` run on `threads` threads, without the GIL and
@@ -154,7 +156,7 @@ def dataset_tokenizer(
     return tokenizer
 
 
-def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[list[int]]:
+def encode_segments(tokenizer: Tokenizer, segments: Sequence["Segment"]) -> list[list[int]]:
     """The ids of each segment of one text, as preprocessing and evaluation both encode them.
 
     The first is the beginning of a text, the others are continuations; see `begins_after_control`
@@ -173,7 +175,7 @@ def encode_segments(tokenizer: Tokenizer, segments: Sequence[Segment]) -> list[l
 
 
 def encode_prompt(
-    tokenizer: Tokenizer, segments: Sequence[Segment], *, add_bos: bool = True
+    tokenizer: Tokenizer, segments: Sequence["Segment"], *, add_bos: bool = True
 ) -> list[int]:
     """BOS, where it is to be added and the tokenizer has one, and the ids of the segments."""
     bos = [tokenizer.bos_id] if add_bos and tokenizer.bos_id is not None else []

@@ -38,13 +38,15 @@ class EarlyLoad:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._process = os.getpid()
+        self._version = _file_version(path)
         self._tokenizer: Any = None
         self._error: DsmError | None = None
         self._thread = threading.Thread(target=self._load)
         self._thread.start()
 
     def result(self) -> Any | None:
-        """The tokenizer; None where this process was forked before it was there.
+        """The tokenizer; None where this process was forked before it was there, or where the file
+        is no longer the one that was there when this began.
 
         Raises DsmError that says why there is none.
         """
@@ -54,10 +56,18 @@ class EarlyLoad:
             self._thread.join()
         if self._error is not None:
             raise self._error
-        return self._tokenizer
+        return self._tokenizer if self._version == _file_version(self._path) else None
 
     def _load(self) -> None:
         try:
             self._tokenizer = load_fastokens(lambda library: library.from_file(str(self._path)))
         except DsmError as error:
             self._error = error
+
+
+def _file_version(path: Path) -> tuple[int, ...] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
