@@ -73,6 +73,8 @@ class MegatronReport:
     """Lines that were left out, by cause."""
     num_with_controls: int
     """Texts that hold control strings."""
+    num_with_losses: int
+    """Texts that hold characters which the tokenizer's model drops, as it does in Megatron."""
     encoder: str
     note: str | None
     """What the user should know of the tokenizer."""
@@ -97,6 +99,7 @@ class _Encoded:
     num_sequences: NDArray[np.int64]
     """Of each document."""
     num_with_controls: int
+    num_with_losses: int
 
 
 def preprocess_for_megatron(
@@ -132,6 +135,7 @@ def preprocess_for_megatron(
         num_tokens=sum(writer.num_tokens for writer in writers),
         skipped=run.skipped,
         num_with_controls=run.num_with_controls,
+        num_with_losses=run.num_with_losses,
         encoder=tokenizer.encoder,
         note=tokenizer.note,
     )
@@ -146,6 +150,7 @@ class _Run:
         self.num_documents = 0
         self.skipped: Counter[str] = Counter()
         self.num_with_controls = 0
+        self.num_with_losses = 0
         self._recipe = recipe
         self._tokenizer = tokenizer
         self._writers = writers
@@ -180,6 +185,7 @@ class _Run:
         for writer, one in zip(self._writers, encoded, strict=True):
             writer.add(one)
             self.num_with_controls += one.num_with_controls
+            self.num_with_losses += one.num_with_losses
         self.num_documents += len(encoded[0].num_sequences)
 
     def _parse(self, block: LineBlock) -> list[_Column]:
@@ -233,7 +239,13 @@ class _Run:
             if column.counts is not None:
                 counts = np.array(column.counts, np.int64)
             framed = _framed(ids, np.diff(offsets), counts, self._tokenizer, eod)
-            encoded.append(_Encoded(*framed, num_with_controls=len(with_controls)))
+            encoded.append(
+                _Encoded(
+                    *framed,
+                    num_with_controls=len(with_controls),
+                    num_with_losses=self._tokenizer.count_losses(column.texts),
+                )
+            )
         return encoded
 
 

@@ -19,7 +19,7 @@ import sentencepiece
 from dsm_engine.data.indexed_dataset import IndexedDataset, optimal_dtype
 from dsm_engine.data.megatron_preprocess import MegatronRecipe, preprocess_for_megatron
 from dsm_engine.errors import DsmError
-from tests.huggingface_models import bpe, unigram
+from tests.huggingface_models import bpe, unigram, without_bytes
 from tests.sentencepiece_models import SHAPES, random_text, train_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -229,6 +229,25 @@ def test_control_strings_stay_text_and_are_counted_unless_they_are_to_be_parsed(
     assert_same_files(tmp_path / "parsed_text_document", tmp_path / "expected")
     dataset = IndexedDataset(tmp_path / "plain_text_document")
     assert not {1, 2} & set(dataset.document(0).tolist() + dataset.document(2).tolist())
+
+
+def test_texts_with_characters_the_model_drops_are_counted(tmp_path: Path) -> None:
+    without_bytes(tmp_path / "tokenizer.json", b"\x13")
+    folder = with_config(tmp_path, unk_token=None)
+    documents = [{"text": "page\x13break"}, {"text": "plain"}, {"text": ["\x13", "a"]}]
+    path = write_rows(tmp_path / "in.jsonl", documents)
+    report = preprocess_for_megatron(recipe(path, tmp_path / "out", folder))
+    assert (report.num_documents, report.num_with_losses) == (3, 2)
+    tokenize, vocab_size, _ = transformers_reference(folder)
+    as_megatron(
+        tmp_path / "expected",
+        documents,
+        key="text",
+        tokenize=tokenize,
+        vocab_size=vocab_size,
+        eod=None,
+    )
+    assert_same_files(tmp_path / "out_text_document", tmp_path / "expected")
 
 
 def test_documents_of_several_texts_are_several_sequences(tmp_path: Path, model: Path) -> None:

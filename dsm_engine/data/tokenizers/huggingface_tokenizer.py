@@ -8,6 +8,7 @@ import orjson
 import tokenizers
 
 from dsm_engine.data.chat_template_files import copy_chat_template
+from dsm_engine.data.tokenizers.byte_level import missing_bytes
 from dsm_engine.data.tokenizers.early_load import EarlyLoad, load_fastokens
 from dsm_engine.data.tokenizers.flat_ids import (
     NUM_PIECES,
@@ -17,6 +18,8 @@ from dsm_engine.data.tokenizers.flat_ids import (
     lists_of_ids,
     refuse_surrogates,
     sample_texts,
+    texts_holding,
+    with_replaced,
 )
 from dsm_engine.data.tokenizers.huggingface_fast import FastEncoder
 from dsm_engine.errors import DsmError
@@ -77,6 +80,7 @@ class HuggingFaceTokenizer:
         }
         self._beginning = _load(description, path)
         self.vocab_size = _vocab_size(description)
+        self.missing_bytes = missing_bytes(description)
         changed = _without_beginning_marks(description)
         self._continuation = _load(description, path) if changed else self._beginning
         self.begins_after_control = changed and self._begins_after_control()
@@ -135,11 +139,7 @@ class HuggingFaceTokenizer:
         fast = self._fast_encoder(continuation=continuation)
         if fast is None:
             return flat_ids(self._encode_by_library(texts, continuation=continuation))
-        try:
-            return fast.encode_flat(texts, threads=threads)
-        except UnicodeEncodeError:
-            refuse_surrogates(self.path, texts)
-            raise
+        return self._encode_by_fastokens(fast, texts, continuation=continuation, threads=threads)
 
     @property
     def num_tokens(self) -> int:
@@ -204,6 +204,26 @@ class HuggingFaceTokenizer:
             raise
         return [encoding.ids for encoding in encodings]
 
+    def _encode_by_fastokens(
+        self, fast: FastEncoder, texts: Sequence[str], *, continuation: bool, threads: int = 1
+    ) -> FlatIds:
+        """The library encodes texts with bytes the model lacks: fastokens refuses those."""
+        try:
+            return fast.encode_flat(texts, threads=threads)
+        except UnicodeEncodeError:
+            refuse_surrogates(self.path, texts)
+            raise
+        except ValueError:
+            lossy = texts_holding(texts, self.missing_bytes)
+        if not lossy:  # the normaliser makes them
+            return flat_ids(self._encode_by_library(texts, continuation=continuation))
+        kept = list(texts)
+        for text_idx in lossy:
+            kept[text_idx] = ""
+        flat = self._encode_by_fastokens(fast, kept, continuation=continuation, threads=threads)
+        lost = [texts[text_idx] for text_idx in lossy]
+        return with_replaced(flat, lossy, self._encode_by_library(lost, continuation=continuation))
+
     def _fast_encoder(self, *, continuation: bool) -> FastEncoder | None:
         """fastokens, where it gives the library's ids for a sample; loaded when first asked for."""
         continuation = continuation and self._continuation is not self._beginning
@@ -233,7 +253,8 @@ class HuggingFaceTokenizer:
         # The library's ids first: an early load goes on meanwhile.
         expected = self._encode_by_library(samples, continuation=continuation)
         fast = self._load_fast(continuation=continuation)
-        check_equal("fastokens", samples, found=fast.encode_flat(samples), expected=expected)
+        found = self._encode_by_fastokens(fast, samples, continuation=continuation)
+        check_equal("fastokens", samples, found=found, expected=expected)
         return fast
 
     def _check_disarmed(self) -> None:
