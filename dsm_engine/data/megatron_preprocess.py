@@ -33,7 +33,7 @@ from dsm_engine.files import atomic_file
 from dsm_engine.targets import prepare_targets
 
 _SUFFIXES = (".bin", ".idx")
-_BLOCKS_AHEAD = 24  # what is parsed while a tokenizer loads
+_BYTES_AHEAD = 48 << 20  # what is parsed while a tokenizer loads
 _FAST_PARSE_ERRORS = (orjson.JSONDecodeError, KeyError, TypeError, IndexError)
 
 Progress = Callable[[int, int], None]
@@ -156,14 +156,15 @@ class _Run:
         self._writers = writers
 
     def read(self, paths: Sequence[Path], progress: Progress) -> None:
-        num_bytes = 0
+        num_bytes = pending_bytes = 0
         pending: deque[tuple[Future[list[_Encoded]], int]] = deque()
 
         def write_next() -> None:
-            nonlocal num_bytes
+            nonlocal num_bytes, pending_bytes
             future, block_bytes = pending.popleft()
             self._write(future.result())
             num_bytes += block_bytes
+            pending_bytes -= block_bytes
             progress(self.num_documents, num_bytes)
 
         with ThreadPoolExecutor(1) as encoder:
@@ -173,7 +174,8 @@ class _Run:
                     holding = [self._tokenizer.find_controls(column.texts) for column in columns]
                     future = encoder.submit(self._encode, columns, holding)
                     pending.append((future, block.num_bytes))
-                    while len(pending) > _BLOCKS_AHEAD or (pending and pending[0][0].done()):
+                    pending_bytes += block.num_bytes
+                    while pending and (pending_bytes > _BYTES_AHEAD or pending[0][0].done()):
                         write_next()
                 while pending:
                     write_next()
