@@ -1,5 +1,6 @@
 """Small tokenizer.json files of every kind of pipeline, and control strings in texts."""
 
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,22 @@ def word_piece(path: Path) -> Path:
     trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=SPECIAL, show_progress=False)
     model = models.WordPiece(unk_token="<unk>")  # pyright: ignore[reportCallIssue]
     return _train(path, model, trainer, PIPELINES["whitespace"])
+
+
+def without_bytes(path: Path, missing: bytes) -> Path:
+    """Writes a byte-level BPE model that drops some bytes: it has no token for them."""
+    model = json.loads(bpe(path, "byte_level").read_text())
+    model["model"]["unk_token"] = None
+    shown = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    lost = {shown.pre_tokenize_str(chr(byte))[0][0] for byte in missing}
+    vocab, merges = model["model"]["vocab"], model["model"]["merges"]
+    model["model"]["vocab"] = {
+        f"unused {token}" if lost & set(piece) and piece not in SPECIAL else piece: token
+        for piece, token in vocab.items()
+    }
+    model["model"]["merges"] = [pair for pair in merges if not lost & set("".join(pair))]
+    path.write_text(json.dumps(model, ensure_ascii=False))
+    return path
 
 
 def text_with_controls(draw: random.Random) -> str:

@@ -80,6 +80,11 @@ def main() -> None:
     if report.num_with_controls:
         became = "control ids" if arguments.parse_control_tokens else "text; Megatron parses them"
         print(f"{report.num_with_controls} texts hold control strings, which became {became}")
+    if report.num_with_losses:
+        print(
+            f"{report.num_with_losses} texts hold characters that the tokenizer has no token for;"
+            " it drops them, as in Megatron"
+        )
     if report.note:
         print(report.note)
 

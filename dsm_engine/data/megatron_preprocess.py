@@ -33,7 +33,7 @@ from dsm_engine.files import atomic_file
 from dsm_engine.targets import prepare_targets
 
 _SUFFIXES = (".bin", ".idx")
-_BLOCKS_AHEAD = 24  # what is parsed while a tokenizer loads
+_BYTES_AHEAD = 48 << 20  # what is parsed while a tokenizer loads
 _FAST_PARSE_ERRORS = (orjson.JSONDecodeError, KeyError, TypeError, IndexError)
 
 Progress = Callable[[int, int], None]
@@ -73,6 +73,8 @@ class MegatronReport:
     """Lines that were left out, by cause."""
     num_with_controls: int
     """Texts that hold control strings."""
+    num_with_losses: int
+    """Texts that hold characters which the tokenizer's model drops, as it does in Megatron."""
     encoder: str
     note: str | None
     """What the user should know of the tokenizer."""
@@ -97,6 +99,7 @@ class _Encoded:
     num_sequences: NDArray[np.int64]
     """Of each document."""
     num_with_controls: int
+    num_with_losses: int
 
 
 def preprocess_for_megatron(
@@ -132,6 +135,7 @@ def preprocess_for_megatron(
         num_tokens=sum(writer.num_tokens for writer in writers),
         skipped=run.skipped,
         num_with_controls=run.num_with_controls,
+        num_with_losses=run.num_with_losses,
         encoder=tokenizer.encoder,
         note=tokenizer.note,
     )
@@ -146,19 +150,21 @@ class _Run:
         self.num_documents = 0
         self.skipped: Counter[str] = Counter()
         self.num_with_controls = 0
+        self.num_with_losses = 0
         self._recipe = recipe
         self._tokenizer = tokenizer
         self._writers = writers
 
     def read(self, paths: Sequence[Path], progress: Progress) -> None:
-        num_bytes = 0
+        num_bytes = pending_bytes = 0
         pending: deque[tuple[Future[list[_Encoded]], int]] = deque()
 
         def write_next() -> None:
-            nonlocal num_bytes
+            nonlocal num_bytes, pending_bytes
             future, block_bytes = pending.popleft()
             self._write(future.result())
             num_bytes += block_bytes
+            pending_bytes -= block_bytes
             progress(self.num_documents, num_bytes)
 
         with ThreadPoolExecutor(1) as encoder:
@@ -168,7 +174,8 @@ class _Run:
                     holding = [self._tokenizer.find_controls(column.texts) for column in columns]
                     future = encoder.submit(self._encode, columns, holding)
                     pending.append((future, block.num_bytes))
-                    while len(pending) > _BLOCKS_AHEAD or (pending and pending[0][0].done()):
+                    pending_bytes += block.num_bytes
+                    while pending and (pending_bytes > _BYTES_AHEAD or pending[0][0].done()):
                         write_next()
                 while pending:
                     write_next()
@@ -180,6 +187,7 @@ class _Run:
         for writer, one in zip(self._writers, encoded, strict=True):
             writer.add(one)
             self.num_with_controls += one.num_with_controls
+            self.num_with_losses += one.num_with_losses
         self.num_documents += len(encoded[0].num_sequences)
 
     def _parse(self, block: LineBlock) -> list[_Column]:
@@ -233,7 +241,13 @@ class _Run:
             if column.counts is not None:
                 counts = np.array(column.counts, np.int64)
             framed = _framed(ids, np.diff(offsets), counts, self._tokenizer, eod)
-            encoded.append(_Encoded(*framed, num_with_controls=len(with_controls)))
+            encoded.append(
+                _Encoded(
+                    *framed,
+                    num_with_controls=len(with_controls),
+                    num_with_losses=self._tokenizer.count_losses(column.texts),
+                )
+            )
         return encoded
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsm_engine.data.indexed_dataset import optimal_dtype
 from dsm_engine.data.tokenizers.early_load import EarlyLoad
-from dsm_engine.data.tokenizers.flat_ids import FlatIds
+from dsm_engine.data.tokenizers.flat_ids import FlatIds, texts_holding, with_replaced
 from dsm_engine.errors import DsmError
 from dsm_engine.nearest import nearest
 
@@ -55,6 +55,10 @@ class MegatronTokenizer(Protocol):
 
     def find_controls(self, texts: Sequence[str]) -> list[int]:
         """Which texts hold control strings, where those could become control ids."""
+        ...
+
+    def count_losses(self, texts: Sequence[str]) -> int:
+        """How many texts hold characters that the model drops."""
         ...
 
     def encode(self, texts: Sequence[str], holding: Sequence[int], *, threads: int) -> FlatIds:
@@ -119,6 +123,9 @@ class _SentencePiece:
     def find_controls(self, texts: Sequence[str]) -> list[int]:
         return []  # the model has no way to make control ids of text
 
+    def count_losses(self, texts: Sequence[str]) -> int:
+        return 0
+
     def encode(self, texts: Sequence[str], holding: Sequence[int], *, threads: int) -> FlatIds:
         return self._tokenizer.encode_flat(texts, threads=threads)
 
@@ -159,11 +166,14 @@ class _HuggingFace:
     def find_controls(self, texts: Sequence[str]) -> list[int]:
         return self._controls.find(texts)
 
+    def count_losses(self, texts: Sequence[str]) -> int:
+        return len(texts_holding(texts, self._tokenizer.missing_bytes))
+
     def encode(self, texts: Sequence[str], holding: Sequence[int], *, threads: int) -> FlatIds:
         flat = self._tokenizer.encode_flat(texts, threads=threads)
         if self._parse_controls and holding:
             parsed = self._tokenizer.encode_with_controls([texts[idx] for idx in holding])
-            flat = _replaced(flat, holding, parsed)
+            flat = with_replaced(flat, holding, parsed)
         return flat
 
 
@@ -189,16 +199,6 @@ class _ControlStrings:
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
         return re.compile("|".join(map(re.escape, self._strings)))
-
-
-def _replaced(flat: FlatIds, where: Sequence[int], by: Sequence[Sequence[int]]) -> FlatIds:
-    """`flat` with other ids for some of its texts."""
-    ids, offsets = flat
-    parts = np.split(ids, offsets[1:-1])
-    for text_idx, replacement in zip(where, by, strict=True):
-        parts[text_idx] = np.array(replacement, np.int32)
-    ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-    return np.concatenate(parts), ends
 
 
 def _encoder_line(tokenizer: Any) -> str:

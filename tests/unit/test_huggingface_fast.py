@@ -23,6 +23,7 @@ from tests.huggingface_models import (
     bpe,
     text_with_controls,
     unigram,
+    without_bytes,
     word_piece,
 )
 
@@ -164,6 +165,36 @@ def test_half_a_character_is_refused(byte_level) -> None:
     for encode in (byte_level.encode_flat, byte_level._library.encode):
         with pytest.raises(DsmError, match="a lone surrogate"):
             encode(["fine", "not\ud800fine"])
+
+
+def test_texts_with_bytes_the_model_lacks_have_the_librarys_ids(tmp_path: Path) -> None:
+    path = without_bytes(tmp_path / "tokenizer.json", b"\0\x13\x0c")
+    tokenizer = load_tokenizer(path, bulk=True)
+    assert tokenizer.missing_bytes == {0, 0x13, 0x0C}
+    assert (tokenizer.encoder, tokenizer.encoder_reason) == ("fastokens", None)
+    texts = ["page\x13break", *SENTENCES * 20, "\x0c", "", "a\0b"] * 400
+    for threads in (1, 2):
+        for continuation in (False, True):
+            found = tokenizer.encode_flat(texts, continuation=continuation, threads=threads)
+            expected = by_library(tokenizer, texts, continuation=continuation)
+            assert lists_of_ids(*found) == expected
+    assert tokenizer.encode("\x0c") == []
+    with pytest.raises(DsmError, match="a lone surrogate"):
+        tokenizer.encode_flat(["a\0b", "not\ud800fine"])
+
+
+def test_bytes_the_normaliser_makes_have_the_librarys_ids(tmp_path: Path) -> None:
+    path = without_bytes(tmp_path / "tokenizer.json", b"K")
+    path.write_text(path.read_text().replace('"normalizer": null', '"normalizer": {"type": "NFC"}'))
+    tokenizer = load_tokenizer(path, bulk=True)
+    assert tokenizer.encoder == "fastokens"
+    texts = ["a\u212ab", "c"]  # the Kelvin sign
+    assert lists_of_ids(*tokenizer.encode_flat(texts)) == by_library(tokenizer, texts)
+
+
+@pytest.mark.parametrize("write", [unigram, word_piece, lambda path: bpe(path, "byte_level")])
+def test_models_with_an_unknown_token_lack_no_bytes(tmp_path: Path, write) -> None:
+    assert load_tokenizer(write(tmp_path / "tokenizer.json")).missing_bytes == frozenset()
 
 
 def test_one_thread_is_one_thread(tmp_path: Path) -> None:

@@ -7,19 +7,24 @@ import random
 import resource
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import sentencepiece
+from pyarrow import parquet
 
+from dsm_engine.data import megatron_preprocess
 from dsm_engine.data.indexed_dataset import IndexedDataset, optimal_dtype
 from dsm_engine.data.megatron_preprocess import MegatronRecipe, preprocess_for_megatron
+from dsm_engine.data.sources import line_blocks
 from dsm_engine.errors import DsmError
-from tests.huggingface_models import bpe, unigram
+from tests.huggingface_models import bpe, unigram, without_bytes
 from tests.sentencepiece_models import SHAPES, random_text, train_model
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
@@ -231,6 +236,25 @@ def test_control_strings_stay_text_and_are_counted_unless_they_are_to_be_parsed(
     assert not {1, 2} & set(dataset.document(0).tolist() + dataset.document(2).tolist())
 
 
+def test_texts_with_characters_the_model_drops_are_counted(tmp_path: Path) -> None:
+    without_bytes(tmp_path / "tokenizer.json", b"\x13")
+    folder = with_config(tmp_path, unk_token=None)
+    documents = [{"text": "page\x13break"}, {"text": "plain"}, {"text": ["\x13", "a"]}]
+    path = write_rows(tmp_path / "in.jsonl", documents)
+    report = preprocess_for_megatron(recipe(path, tmp_path / "out", folder))
+    assert (report.num_documents, report.num_with_losses) == (3, 2)
+    tokenize, vocab_size, _ = transformers_reference(folder)
+    as_megatron(
+        tmp_path / "expected",
+        documents,
+        key="text",
+        tokenize=tokenize,
+        vocab_size=vocab_size,
+        eod=None,
+    )
+    assert_same_files(tmp_path / "out_text_document", tmp_path / "expected")
+
+
 def test_documents_of_several_texts_are_several_sequences(tmp_path: Path, model: Path) -> None:
     documents = [
         {"text": ["one", "", "two  "]},
@@ -349,6 +373,84 @@ def test_a_line_too_long_is_left_out_and_the_next_has_its_place(
     report = preprocess_for_megatron(recipe(path, tmp_path / "out", model, on_error="skip"))
     assert report.skipped == {"line_too_long": 1, "not_text": 1}
     assert report.num_documents == 2
+
+
+@pytest.mark.parametrize("block_bytes", [7, 64, 1000])
+def test_lines_have_their_places_whatever_the_blocks(
+    tmp_path: Path, monkeypatch, block_bytes: int
+) -> None:
+    """Against readline: long lines, lines cut off, blank ones, a byte order mark, no last end."""
+    monkeypatch.setattr(line_blocks, "BLOCK_BYTES", block_bytes)
+    monkeypatch.setattr(line_blocks, "MAX_LINE_BYTES", 200)
+    draw = random.Random(block_bytes)
+    content = b"".join(b"x" * draw.choice([0, 1, 5, 150, 201, 900]) + b"\n" for _ in range(80))
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + content + b"last")
+    expected, byte = [], 3
+    for line, raw in enumerate((content + b"last").splitlines(keepends=True), start=1):
+        expected.append((f"{path}:{line}:{byte}", raw.rstrip(b"\n")[:200]))
+        byte += len(raw)
+    blocks = list(line_blocks.read_line_blocks(path))
+    found = [
+        (block.place(line_idx), line[:200])
+        for block in blocks
+        for line_idx, line in enumerate(block.lines)
+    ]
+    assert found == expected
+    assert sum(block.num_bytes for block in blocks) == len(content) + len(b"last")
+
+
+def test_reading_a_long_line_costs_what_its_bytes_cost(tmp_path: Path, monkeypatch) -> None:
+    """A line of 24,576 blocks, each copied once; copying the line for each would take minutes."""
+    monkeypatch.setattr(line_blocks, "BLOCK_BYTES", 1 << 10)
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b"x" * (24 << 20) + b"\n")
+    began = time.process_time()
+    (block,) = line_blocks.read_line_blocks(path)
+    assert len(block.lines[0]) == 24 << 20
+    assert time.process_time() - began < 5
+
+
+def test_blocks_of_parquet_end_by_their_bytes(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(line_blocks, "BLOCK_BYTES", 1000)
+    texts = [str(idx) * 150 for idx in range(40)]
+    path = tmp_path / "in.parquet"
+    parquet.write_table(pyarrow.table({"text": texts}), path)
+    blocks = list(line_blocks.read_line_blocks(path))
+    assert [json.loads(line)["text"] for block in blocks for line in block.lines] == texts
+    assert len(blocks) > 5
+    for block in blocks:
+        assert sum(map(len, block.lines[:-1])) < 1000
+    places = [block.place(idx) for block in blocks for idx in range(len(block.lines))]
+    assert places == [f"{path}:row {number}" for number in range(1, 41)]
+
+
+def test_what_waits_is_bounded_by_its_bytes(tmp_path: Path, model: Path, monkeypatch) -> None:
+    monkeypatch.setattr(line_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(megatron_preprocess, "_BYTES_AHEAD", 5000)
+    read = written = most_waiting = 0
+    parse, encode = megatron_preprocess._Run._parse, megatron_preprocess._Run._encode
+
+    def counted_parse(self, block):
+        nonlocal read, most_waiting
+        most_waiting = max(most_waiting, read - written)
+        read += block.num_bytes
+        return parse(self, block)
+
+    def slow_encode(self, columns, holding):
+        time.sleep(0.005)
+        return encode(self, columns, holding)
+
+    def progress(num_documents: int, num_bytes: int) -> None:
+        nonlocal written
+        written = num_bytes
+
+    monkeypatch.setattr(megatron_preprocess._Run, "_parse", counted_parse)
+    monkeypatch.setattr(megatron_preprocess._Run, "_encode", slow_encode)
+    path = write_rows(tmp_path / "in.jsonl", [{"text": "Tom has 12 apples"}] * 1000)
+    preprocess_for_megatron(recipe(path, tmp_path / "out", model), progress=progress)
+    assert written == read == path.stat().st_size
+    assert 0 < most_waiting <= 5000
 
 
 def test_nothing_to_write_is_an_error(tmp_path: Path, model: Path) -> None:

@@ -13,6 +13,7 @@ from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.data.tokenizers import load_tokenizer, train_sentencepiece
 from dsm_engine.errors import DsmError
 from dsm_engine.recipes import validate_recipe
+from tests import huggingface_models
 
 GOOD = b'{"question": "1 + 1?", "solution": "It is 2."}'
 TAL_WITHOUT_ANALYSIS = orjson.dumps(
@@ -314,3 +315,14 @@ def test_ids_outside_the_vocabulary_are_never_written(
     with pytest.raises(DsmError, match=r"gives token ids .*, and its vocabulary is 0 to 59"):
         preprocess(recipe, workers=1)
     assert_nothing_written(recipe)
+
+
+def test_a_character_the_tokenizer_would_drop_is_a_bad_row(tmp_path: Path):
+    tokenizer = huggingface_models.without_bytes(tmp_path / "tokenizer.json", b"\x13")
+    lossy = orjson.dumps({"question": "1 + 1?", "solution": "It \x13 is 2."})
+    recipe = make_recipe(tmp_path, tokenizer, GOOD, lossy, GOOD, on_error="quarantine")
+    report = preprocess(recipe, workers=1)
+    assert report.ledger.total.dropped == {"character_lost": 1}
+    assert report.quarantine is not None
+    (entry,) = [orjson.loads(line) for line in report.quarantine.read_bytes().splitlines()]
+    assert (entry["line"], "'\\x13'" in entry["reason"]) == (2, True)

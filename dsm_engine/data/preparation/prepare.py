@@ -27,6 +27,7 @@ from dsm_engine.data.sidecars import COLUMNS
 from dsm_engine.data.sources.rows import Row
 from dsm_engine.data.templates import Template
 from dsm_engine.data.tokenizers import Tokenizer
+from dsm_engine.data.tokenizers.flat_ids import texts_holding
 from dsm_engine.errors import DsmError
 
 _MAX_SHOWN = 200  # characters of a reason
@@ -75,6 +76,7 @@ class BlockPreparer:
         self._sources = sources
         self._template = template
         self._tokenizer = tokenizer
+        self._missing_bytes = frozenset() if tokenizer is None else tokenizer.missing_bytes
         self._take_fingerprints = take_fingerprints
         self._look_for_benchmarks = look_for_benchmarks
         self._make_verifier = make_verifier
@@ -131,6 +133,8 @@ class BlockPreparer:
                 example = source.reader.example(row)
                 _check_chosen(example, recipe)
                 segments = self._template.render(example)
+                if self._missing_bytes:
+                    _check_nothing_lost(segments, self._missing_bytes)
             except ExampleFault as fault:
                 kind = "omitted" if isinstance(fault, ExampleOmitted) else "fault"
                 counts.faults.append(_row_fault(row, row_idx, kind, fault))
@@ -216,6 +220,15 @@ def _check_chosen(example: Example, recipe: SourceRecipe) -> None:
         raise ExampleOmitted("language_not_chosen", f"is in {example.language!r}")
     if recipe.formats and example.format not in recipe.formats:
         raise ExampleOmitted("format_not_chosen", f"is {example.format!r}")
+
+
+def _check_nothing_lost(segments: Sequence[Segment], missing_bytes: frozenset[int]) -> None:
+    for segment in segments:
+        if not segment.control and texts_holding([segment.text], missing_bytes):
+            lost = next(c for c in segment.text if not missing_bytes.isdisjoint(c.encode()))
+            raise ExampleFault(
+                "character_lost", f"the tokenizer has no token for {lost!r} and would drop it"
+            )
 
 
 def _row_fault(row: Row, row_idx: int, kind: FaultKind, fault: ExampleFault) -> RowFault:

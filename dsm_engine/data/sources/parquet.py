@@ -11,7 +11,9 @@ from dsm_engine.data.sources.rows import Row
 from dsm_engine.errors import DsmError
 
 PARQUET_MAGIC = b"PAR1"
-_BATCH_ROWS = 1024
+_MAX_BATCH_ROWS = 1024
+_BATCH_BYTES = 2 << 20
+_BUFFER_BYTES = 1 << 20  # without it a column of a row group is read as one
 
 
 def read_parquet(path: Path) -> Iterator[Row]:
@@ -24,7 +26,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
             f"{path}: Parquet files need pyarrow; install dsm-engine[data]: {error}"
         ) from error
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
             yield from _rows(file, path)
     except (OSError, pyarrow.ArrowException) as error:
         reason = " ".join(str(error).split())
@@ -34,7 +36,7 @@ def read_parquet(path: Path) -> Iterator[Row]:
 def _rows(file: Any, path: Path) -> Iterator[Row]:
     num_rows, size = file.metadata.num_rows, path.stat().st_size
     line = 0
-    for batch in file.iter_batches(batch_size=_BATCH_ROWS):
+    for batch in file.iter_batches(batch_size=_batch_rows(file.metadata)):
         for record in batch.to_pylist():
             line += 1
             yield Row(
@@ -44,6 +46,13 @@ def _rows(file: Any, path: Path) -> Iterator[Row]:
                 raw=_json(record, f"{path}:row {line}"),
                 position=size * line // num_rows,
             )
+
+
+def _batch_rows(metadata: Any) -> int:
+    """As many rows as hold a few MiB where they are largest, by the sizes of the row groups."""
+    groups = [metadata.row_group(idx) for idx in range(metadata.num_row_groups)]
+    row_bytes = max((g.total_byte_size / max(1, g.num_rows) for g in groups), default=0)
+    return max(1, min(_MAX_BATCH_ROWS, int(_BATCH_BYTES / max(1, row_bytes))))
 
 
 def _json(record: dict[str, Any], where: str) -> bytes:

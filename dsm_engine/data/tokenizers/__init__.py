@@ -51,6 +51,12 @@ class Tokenizer(Protocol):
         ...
 
     @property
+    def missing_bytes(self) -> frozenset[int]:
+        """Bytes of UTF-8 that the model has no token for, and that its library drops from text
+        without a word; empty for most. `flat_ids.texts_holding` finds the texts."""
+        ...
+
+    @property
     def controls(self) -> Mapping[str, int]:
         """The control tokens: what they are called, and their ids."""
         ...

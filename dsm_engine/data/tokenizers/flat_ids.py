@@ -1,6 +1,6 @@
 """Ids of many texts in one row, and what every encoder shares: its sample, its refusals."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import chain, pairwise
 from pathlib import Path
 
@@ -60,6 +60,29 @@ def flat_ids(encoded: Sequence[Sequence[int]]) -> FlatIds:
     """The reverse of `lists_of_ids`."""
     ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
     return np.fromiter(chain.from_iterable(encoded), np.int32, count=int(ends[-1])), ends
+
+
+def with_replaced(flat: FlatIds, where: Sequence[int], by: Sequence[Sequence[int]]) -> FlatIds:
+    """`flat` with other ids for some of its texts, in order."""
+    ids, offsets = flat
+    parts = np.split(ids, offsets[1:-1])
+    for text_idx, replacement in zip(where, by, strict=True):
+        parts[text_idx] = np.array(replacement, np.int32)
+    ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+    return np.concatenate(parts), ends
+
+
+def texts_holding(texts: Sequence[str], some_bytes: Iterable[int]) -> list[int]:
+    """Which texts hold one of the bytes in UTF-8, in order."""
+    searched = bytes(some_bytes)
+    if not searched or not _holds("".join(texts), searched):
+        return []
+    return [text_idx for text_idx, text in enumerate(texts) if _holds(text, searched)]
+
+
+def _holds(text: str, searched: bytes) -> bool:
+    content = text.encode(errors="surrogatepass")
+    return len(content.translate(None, searched)) < len(content)
 
 
 def refuse_surrogates(path: Path, texts: Sequence[str]) -> None:

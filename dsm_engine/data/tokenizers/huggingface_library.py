@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 import tokenizers
 
+from dsm_engine.data.tokenizers.byte_level import missing_bytes
 from dsm_engine.data.tokenizers.flat_ids import NUM_PIECES, refuse_surrogates, sample_texts
 from dsm_engine.data.tokenizers.known_facts import TokenizerFacts, is_control
 from dsm_engine.errors import DsmError
@@ -40,6 +41,7 @@ class HuggingFaceLibrary:
             vocab_size=vocab_size,
             num_tokens=self.beginning.get_vocab_size(with_added_tokens=True),
             unk_id=_unknown_id(description["model"], self.beginning),
+            missing_bytes=tuple(sorted(missing_bytes(description))),
             template=self._template(),
         )
         self._check_disarmed()

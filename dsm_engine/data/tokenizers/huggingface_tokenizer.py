@@ -15,6 +15,8 @@ from dsm_engine.data.tokenizers.flat_ids import (
     flat_ids,
     lists_of_ids,
     refuse_surrogates,
+    texts_holding,
+    with_replaced,
 )
 from dsm_engine.data.tokenizers.huggingface_fast import FastEncoder
 from dsm_engine.data.tokenizers.known_facts import FactsMemory
@@ -72,6 +74,7 @@ class HuggingFaceTokenizer:
         self.num_tokens = self._facts.num_tokens
         """Tokens there are; fewer than `vocab_size` where ids are left out."""
         self.unk_id = self._facts.unk_id
+        self.missing_bytes = frozenset(self._facts.missing_bytes)
         self.begins_after_control = self._facts.begins_after_control
         self.control_strings = list(self.controls)
         """What stays text in text, the name of the unknown token included."""
@@ -122,11 +125,7 @@ class HuggingFaceTokenizer:
         fast = self._fast_encoder(continuation=continuation)
         if fast is None:
             return flat_ids(self._library.encode(texts, continuation=continuation))
-        try:
-            return fast.encode_flat(texts, threads=threads)
-        except UnicodeEncodeError:
-            refuse_surrogates(self.path, texts)
-            raise
+        return self._encode_by_fastokens(fast, texts, continuation=continuation, threads=threads)
 
     def template(self) -> tuple[list[int], list[int]]:
         """The control ids that the file's post-processor puts before and after a text."""
@@ -163,6 +162,26 @@ class HuggingFaceTokenizer:
 
         return HuggingFaceLibrary(self.path, self._data)
 
+    def _encode_by_fastokens(
+        self, fast: FastEncoder, texts: Sequence[str], *, continuation: bool, threads: int = 1
+    ) -> FlatIds:
+        """The library encodes texts with bytes the model lacks: fastokens refuses those."""
+        try:
+            return fast.encode_flat(texts, threads=threads)
+        except UnicodeEncodeError:
+            refuse_surrogates(self.path, texts)
+            raise
+        except ValueError:
+            lossy = texts_holding(texts, self.missing_bytes)
+        if not lossy:  # the normaliser makes them
+            return flat_ids(self._library.encode(texts, continuation=continuation))
+        kept = list(texts)
+        for text_idx in lossy:
+            kept[text_idx] = ""
+        flat = self._encode_by_fastokens(fast, kept, continuation=continuation, threads=threads)
+        lost = [texts[text_idx] for text_idx in lossy]
+        return with_replaced(flat, lossy, self._library.encode(lost, continuation=continuation))
+
     def _fast_encoder(self, *, continuation: bool) -> FastEncoder | None:
         """fastokens, where it gives the library's ids for a sample; loaded when first asked for."""
         continuation = continuation and self._facts.marks_beginning
@@ -181,7 +200,8 @@ class HuggingFaceTokenizer:
         # The library's ids first: an early load goes on meanwhile.
         expected = self._library.encode(samples, continuation=continuation)
         fast = self._load_fast(continuation=continuation)
-        check_equal("fastokens", samples, found=fast.encode_flat(samples), expected=expected)
+        found = self._encode_by_fastokens(fast, samples, continuation=continuation)
+        check_equal("fastokens", samples, found=found, expected=expected)
         self._facts = self._facts.with_proof(continuation=continuation)
         if self._memory is not None:
             self._memory.write(self._facts)

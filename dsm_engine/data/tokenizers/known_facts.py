@@ -41,6 +41,8 @@ class TokenizerFacts:
     vocab_size: int
     num_tokens: int
     unk_id: int | None
+    missing_bytes: tuple[int, ...]
+    """See `Tokenizer.missing_bytes`."""
     template: list[list[int]]
     """The control ids that the post-processor puts before and after a text."""
     proved: tuple[bool, ...] = ()
@@ -99,7 +101,8 @@ class FactsMemory:
             facts = stored["facts"]
             if (stored["key"], stored["checksum"]) != (self._key, _checksum(facts)):
                 return None
-            return TokenizerFacts(**{**facts, "proved": tuple(facts["proved"])})
+            rows = {name: tuple(facts[name]) for name in ("proved", "missing_bytes")}
+            return TokenizerFacts(**{**facts, **rows})
         except (OSError, RuntimeError, ValueError, TypeError, KeyError):
             return None
 

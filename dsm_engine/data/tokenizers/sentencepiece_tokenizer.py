@@ -38,6 +38,7 @@ class SentencePieceTokenizer:
 
     kind = "sentencepiece"
     begins_after_control = False
+    missing_bytes: frozenset[int] = frozenset()
 
     def __init__(self, path: Path) -> None:
         self.path = path
