@@ -33,7 +33,7 @@ UNSAFE_WARNING = (
     "WARNING: --unsafe-exec: programs that nobody has read run on this machine WITHOUT a sandbox; "
     "they can read every file you can read, and write many"
 )
-DRIVER_VERSION = 1
+DRIVER_VERSION = 2
 """Raised whenever a program may give another result under a newer driver."""
 _START_TIMEOUT_S = 30.0
 _GRACE_S = 15.0  # beyond a program's own time-out: the driver's imports, a loaded machine
@@ -86,7 +86,8 @@ class Sandbox:
     """Runs batches of programs in `workers` sandboxes at a time.
 
     `timeout_s` is each program's wall-clock limit, `cpu_s` that of the CPU's time (two seconds more
-    where it is None), `memory_mib` its address space. `unsafe` is the same drivers and limits
+    where it is None), `memory_mib` its address space beyond that of the interpreter and of packages
+    that it names, which are loaded before it starts. `unsafe` is the same drivers and limits
     without bubblewrap: for callers that print UNSAFE_WARNING and were told to by name. Raises
     DsmError where the sandbox is not available.
 

@@ -102,6 +102,43 @@ def test_programs_share_nothing(sandbox: Sandbox) -> None:
         assert single.run([leave, look])[1].stdout == "True [] /tmp\n"
 
 
+MEMORY_MIB = 256
+NEARLY_ALL = f"x = bytearray({MEMORY_MIB - 8} << 20)\nprint(1)"
+TOO_MUCH = f"x = bytearray({MEMORY_MIB + 8} << 20)"
+
+
+@needs_bwrap
+@pytest.mark.parametrize("package", ["math", "numpy", "sympy"])
+def test_a_program_has_the_same_memory_whatever_ran_before(package: str) -> None:
+    pytest.importorskip(package)
+    with Sandbox(memory_mib=MEMORY_MIB, workers=1) as sandbox:
+        before, most, more = sandbox.run([f"import {package}", NEARLY_ALL, TOO_MUCH])
+    assert before.error == ""
+    assert most == ProgramResult(stdout="1\n", error="", timed_out=False)
+    assert more.error == "MemoryError"
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os; os.chmod('/tmp', 0o500); print(1)",
+        "import os; os.chmod('/tmp', 0); print(1)",
+        "import os; os.makedirs('/tmp/a/b'); os.chmod('/tmp/a', 0); print(1)",
+        "import os\ntry: os.setxattr('/tmp', 'user.left', b'2')\nexcept OSError: pass\nprint(1)",
+    ],
+)
+def test_what_a_program_does_to_its_folder_reaches_nobody_else(program: str) -> None:
+    look = (
+        "import os\nprint(os.listdir(), os.listxattr('/tmp'))\nopen('f', 'w').write('x')\n"
+        "print(oct(os.stat('/tmp').st_mode))"
+    )
+    with Sandbox(workers=1) as sandbox:
+        before, changed, after = sandbox.run([look, program, look])
+    assert changed == ProgramResult(stdout="1\n", error="", timed_out=False)
+    assert after == before and before.error == "" and before.stdout.startswith("[] []\n")
+
+
 @needs_bwrap
 def test_set_order_is_the_same_in_every_run(sandbox: Sandbox) -> None:
     program = "print({'a', 'b', 'c', 'd', 'e'})"
