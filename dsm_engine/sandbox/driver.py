@@ -4,8 +4,9 @@ Runs as process 1 of its namespace, so that no program can signal it, by a bare 
 the standard library only. Its arguments: `bubblewrap` or `unsafe`, the folder in which programs
 run, and the folders of packages that they may import. `unsafe` is the same without namespaces:
 the driver dies with its parent, and programs of root run as nobody.
-A message is a length (4 bytes, big endian) and JSON. Requests: program and its limits.
-Responses: stdout, error, timed_out, and last (the driver gives up; start another).
+A message is a length (4 bytes, big endian) and JSON. Requests: number, program and its
+limits. Responses: the number, stdout, error, timed_out, and last (the driver gives up; start
+another). The first message, number 0, says whether the driver is ready.
 """
 
 import ctypes
@@ -79,12 +80,13 @@ def main() -> None:
             os.chown(folder, _NOBODY, _NOBODY)
     folder_mode = os.stat(folder).st_mode  # noqa: PTH116
     preloaded: set[str] = set()
-    _write_message(responses, {"ready": _check_child(folder, unsafe=unsafe)})
+    _write_message(responses, {"number": 0, "ready": _check_child(folder, unsafe=unsafe)})
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     while (request := _read_message(requests)) is not None:
         _preload(request["program"], preloaded)
         response = _run(request["program"], request["limits"], folder=folder, unsafe=unsafe)
+        response["number"] = request["number"]
         response["last"] = not _clean(folder, folder_mode)
         _write_message(responses, response)
         if response["last"]:

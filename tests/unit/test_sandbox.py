@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -159,6 +160,45 @@ def test_a_closed_sandbox_starts_again_when_used(sandbox: Sandbox) -> None:
         assert other.run(["print(1)"])[0].stdout == "1\n"
         other.close()
         assert other.run(["print(2)"])[0].stdout == "2\n"
+
+
+class Interruption(Exception):
+    """Raised by a signal's handler, wherever the program is."""
+
+
+@needs_bwrap
+def test_after_an_interruption_results_are_those_of_the_programs_asked_for() -> None:
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    with Sandbox(timeout_s=10, workers=2) as sandbox:
+        sandbox.run(["print('start')"] * 2)
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Interruption):
+                sandbox.run(["import time; time.sleep(0.5); print('interrupted')"] * 2)
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        time.sleep(0.5)
+        results = sandbox.run([f"print({number})" for number in range(4)])
+    assert [result.stdout for result in results] == ["0\n", "1\n", "2\n", "3\n"]
+
+
+@needs_bwrap
+def test_after_a_driver_that_does_not_start_results_are_those_of_the_programs_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Sandbox(timeout_s=10, workers=2) as sandbox:
+        sandbox.run(["print('start')"])
+        with monkeypatch.context() as patch:
+            fake = tmp_path / "bwrap"
+            fake.write_text("#!/bin/sh\nexit 1\n")
+            fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+            patch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin")
+            with pytest.raises(DsmError, match="cannot be run"):
+                sandbox.run(["print('left')"] * 2)
+        assert [result.stdout for result in sandbox.run(["print(1)", "print(2)"])] == ["1\n", "2\n"]
 
 
 @pytest.fixture(scope="module")
