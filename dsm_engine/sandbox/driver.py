@@ -4,13 +4,15 @@ Runs as process 1 of its namespace, so that no program can signal it, by a bare 
 the standard library only. Its arguments: `bubblewrap` or `unsafe`, the folder in which programs
 run, and the folders of packages that they may import. `unsafe` is the same without namespaces:
 the driver dies with its parent, and programs of root run as nobody.
-A message is a length (4 bytes, big endian) and JSON. Requests: program and its limits.
-Responses: stdout, error, timed_out, and last (the driver gives up; start another).
+A message is a length (4 bytes, big endian) and JSON. Requests: number, program and its
+limits. Responses: the number, stdout, error, timed_out, and last (the driver gives up; start
+another). The first message, number 0, says whether the driver is ready.
 """
 
 import ctypes
 import gc
 import json
+import mmap
 import os
 import resource
 import select
@@ -31,6 +33,7 @@ _MAX_ERROR_BYTES = 4096
 _MAX_FILE_BYTES = 8 << 20
 _MAX_OPEN_FILES = 64
 _MAX_PROCESSES = 64
+_MAX_ADDRESS_SPACE = 64 << 30
 _MAX_LEFTOVERS = 100  # entries in its folder that are worth deleting one by one
 _ERROR_FD = 3
 _NOBODY = 65534
@@ -46,11 +49,17 @@ solve((Eq(2 * x + 3 * y, 5), Eq(x - y, 1)), (x, y)), solve([2.5 * x + y - 5, x -
 solve(x**2 - 2, x), solve(Eq(x / 2 + 1, 0.5), x), simplify((x + 1) / x + sin(x)**2), N(pi)
 str((factor(x**2 - 1), expand((x + y)**3), diff(x**3, x), integrate(x**2, x), Rational(1, 3)))
 """
-_PRELOADED = {"numpy": "import numpy", "sympy": _SYMPY_FIRST_USE}
+# Keys are what a program names; packages that it loads by way of others are those of any driver.
+_PRELOADED = {
+    "numpy": "import numpy",
+    "scipy": "import numpy",
+    "mpmath": "import mpmath",
+    "sympy": _SYMPY_FIRST_USE,
+}
 
 
 class Limits(TypedDict):
-    """What a program may use: seconds of the clock, of the CPU, address space."""
+    """What a program may use: seconds of the clock, of the CPU, memory beyond the driver's."""
 
     timeout_s: float
     cpu_s: int
@@ -69,13 +78,16 @@ def main() -> None:
         _die_with_parent()
         if os.getuid() == 0:
             os.chown(folder, _NOBODY, _NOBODY)
-    _write_message(responses, {"ready": _check_child(folder, unsafe=unsafe)})
+    folder_mode = os.stat(folder).st_mode  # noqa: PTH116
+    preloaded: set[str] = set()
+    _write_message(responses, {"number": 0, "ready": _check_child(folder, unsafe=unsafe)})
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     while (request := _read_message(requests)) is not None:
-        _preload(request["program"])
+        _preload(request["program"], preloaded)
         response = _run(request["program"], request["limits"], folder=folder, unsafe=unsafe)
-        response["last"] = not _clean(folder)
+        response["number"] = request["number"]
+        response["last"] = not _clean(folder, folder_mode)
         _write_message(responses, response)
         if response["last"]:
             return
@@ -170,6 +182,9 @@ def _run_child(
         os.chdir(folder)
         _set_limits(limits)
         _confine(unsafe=unsafe)
+    except BaseException:  # noqa: BLE001 - no verdict on the program, which has not started
+        os.kill(os.getpid(), signal.SIGKILL)
+    try:
         status = _execute(program)
     finally:
         os._exit(status)
@@ -207,8 +222,9 @@ def _die_with_parent() -> None:
 
 
 def _set_limits(limits: Limits) -> None:
+    mapped = _mapped_bytes()  # packages that were loaded for another program cost this one nothing
     for name, limit in (
-        (resource.RLIMIT_AS, limits["memory_mib"] << 20),
+        (resource.RLIMIT_AS, mapped + (limits["memory_mib"] << 20)),
         (resource.RLIMIT_FSIZE, _MAX_FILE_BYTES),
         (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         (resource.RLIMIT_NPROC, _MAX_PROCESSES),
@@ -218,6 +234,27 @@ def _set_limits(limits: Limits) -> None:
     ):
         resource.setrlimit(name, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CPU, (limits["cpu_s"], limits["cpu_s"] + 1))
+
+
+def _mapped_bytes() -> int:
+    """The address space of this process; there is no /proc to read it from.
+
+    It is what is missing where the largest mapping that fits is put beside it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_ADDRESS_SPACE, hard))
+    fits, too_large = 0, _MAX_ADDRESS_SPACE // mmap.PAGESIZE + 1
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    while too_large - fits > 1:
+        pages = (fits + too_large) // 2
+        try:
+            mmap.mmap(-1, pages * mmap.PAGESIZE, flags=flags, prot=0).close()
+            fits = pages
+        except OSError:
+            too_large = pages
+    if fits == 0:
+        raise MemoryError("nothing can be mapped")
+    return _MAX_ADDRESS_SPACE - fits * mmap.PAGESIZE
 
 
 def _execute(program: str) -> int:
@@ -272,9 +309,10 @@ def _check_child(folder: str, *, unsafe: bool) -> str:
     return problem or ("" if status == 0 else f"the filter's test ended with status {status}")
 
 
-def _preload(program: str) -> None:
+def _preload(program: str, preloaded: set[str]) -> None:
     for name, first_use in _PRELOADED.items():
-        if name in program and name not in sys.modules:
+        if name in program and name not in preloaded:
+            preloaded.add(name)
             try:
                 exec(first_use, {})
             except ImportError:
@@ -283,8 +321,20 @@ def _preload(program: str) -> None:
             gc.freeze()
 
 
-def _clean(folder: str) -> bool:
-    """Empties the folder after a program; False where that would take long or does not work."""
+def _clean(folder: str, mode: int) -> bool:
+    """Makes the folder what it was before a program; False where another driver must."""
+    try:
+        return (
+            os.stat(folder).st_mode == mode  # noqa: PTH116
+            and not os.listxattr(folder)
+            and _empty(folder)
+        )
+    except OSError:
+        return False
+
+
+def _empty(folder: str) -> bool:
+    """Whether the folder is empty in the end; False where that would take long."""
     entries = os.listdir(folder)  # noqa: PTH208
     if len(entries) > _MAX_LEFTOVERS:
         return False

@@ -33,7 +33,7 @@ UNSAFE_WARNING = (
     "WARNING: --unsafe-exec: programs that nobody has read run on this machine WITHOUT a sandbox; "
     "they can read every file you can read, and write many"
 )
-DRIVER_VERSION = 1
+DRIVER_VERSION = 2
 """Raised whenever a program may give another result under a newer driver."""
 _START_TIMEOUT_S = 30.0
 _GRACE_S = 15.0  # beyond a program's own time-out: the driver's imports, a loaded machine
@@ -86,7 +86,8 @@ class Sandbox:
     """Runs batches of programs in `workers` sandboxes at a time.
 
     `timeout_s` is each program's wall-clock limit, `cpu_s` that of the CPU's time (two seconds more
-    where it is None), `memory_mib` its address space. `unsafe` is the same drivers and limits
+    where it is None), `memory_mib` its address space beyond that of the interpreter and of packages
+    that it names, which are loaded before it starts. `unsafe` is the same drivers and limits
     without bubblewrap: for callers that print UNSAFE_WARNING and were told to by name. Raises
     DsmError where the sandbox is not available.
 
@@ -115,6 +116,7 @@ class Sandbox:
         self._timeout_s = timeout_s
         self._limits = {"timeout_s": timeout_s, "cpu_s": cpu_s, "memory_mib": memory_mib}
         self._drivers: list[_Driver | None] = [None] * workers
+        self._last_number = 0
         self._lock = Lock()
 
     @property
@@ -128,21 +130,28 @@ class Sandbox:
     def run(self, programs: Sequence[str]) -> list[ProgramResult]:
         """Runs the programs, each by itself, and returns their results in order."""
         with self._lock:
-            results: dict[int, ProgramResult] = {}
-            waiting = list(range(len(programs)))[::-1]
-            running: dict[int, int] = {}  # driver index: program index
-            while len(results) < len(programs):
-                for driver_idx in range(len(self._drivers)):
-                    if waiting and driver_idx not in running:
-                        program_idx = waiting.pop()
-                        rejected = self._start(driver_idx, programs[program_idx])
-                        if rejected is None:
-                            running[driver_idx] = program_idx
-                        else:
-                            results[program_idx] = rejected
-                for driver_idx, result in self._wait(list(running)):
-                    results[running.pop(driver_idx)] = result
-            return [results[idx] for idx in range(len(programs))]
+            try:
+                return self._run(programs)
+            except BaseException:
+                self.close()  # or a driver would give this program's result for a later one
+                raise
+
+    def _run(self, programs: Sequence[str]) -> list[ProgramResult]:
+        results: dict[int, ProgramResult] = {}
+        waiting = list(range(len(programs)))[::-1]
+        running: dict[int, int] = {}  # driver index: program index
+        while len(results) < len(programs):
+            for driver_idx in range(len(self._drivers)):
+                if waiting and driver_idx not in running:
+                    program_idx = waiting.pop()
+                    rejected = self._start(driver_idx, programs[program_idx])
+                    if rejected is None:
+                        running[driver_idx] = program_idx
+                    else:
+                        results[program_idx] = rejected
+            for driver_idx, result in self._wait(list(running)):
+                results[running.pop(driver_idx)] = result
+        return [results[idx] for idx in range(len(programs))]
 
     def close(self) -> None:
         """Ends the drivers and whatever runs in them."""
@@ -162,10 +171,12 @@ class Sandbox:
 
     def _start(self, driver_idx: int, program: str) -> ProgramResult | None:
         """Hands a program to a driver; returns its result where it is refused unrun."""
-        body = json.dumps({"program": program, "limits": self._limits}).encode()
-        if len(body) > _MAX_PROGRAM_BYTES:
+        if len(json.dumps(program)) > _MAX_PROGRAM_BYTES:
             error = f"the program is longer than {_MAX_PROGRAM_BYTES} bytes"
             return ProgramResult(stdout="", error=error, timed_out=False)
+        self._last_number += 1
+        request = {"number": self._last_number, "program": program, "limits": self._limits}
+        body = json.dumps(request).encode()
         for _ in range(2):  # a driver may have died since; a fresh one takes the program
             try:
                 driver = self._drivers[driver_idx] or _Driver(unsafe=self._unsafe)
@@ -173,7 +184,8 @@ class Sandbox:
                 raise DsmError(f"programs cannot be run: {error}") from error
             self._drivers[driver_idx] = driver
             try:
-                driver.send(body, deadline=time.monotonic() + self._timeout_s + _GRACE_S)
+                deadline = time.monotonic() + self._timeout_s + _GRACE_S
+                driver.send(self._last_number, body, deadline=deadline)
                 return None
             except BrokenPipeError:
                 self._end(driver_idx)
@@ -195,6 +207,7 @@ class Sandbox:
                 continue
             if response.pop("last", True):
                 self._end(idx)
+            response.pop("number")
             finished.append((idx, ProgramResult(**response)))
         for idx, driver in drivers.items():
             if time.monotonic() > driver.deadline and idx not in dict(finished):
@@ -204,10 +217,9 @@ class Sandbox:
         return finished
 
     def _end(self, driver_idx: int) -> None:
-        driver = self._drivers[driver_idx]
-        self._drivers[driver_idx] = None
-        if driver is not None:
+        if (driver := self._drivers[driver_idx]) is not None:
             driver.close()
+        self._drivers[driver_idx] = None
 
 
 class _StartError(Exception):
@@ -229,8 +241,13 @@ class _Driver:
             env=DRIVER_ENVIRONMENT,
         )
         self._received = bytearray()
+        self._number = 0
         self.deadline = time.monotonic() + _START_TIMEOUT_S
-        hello = self._first_message()
+        try:
+            hello = self._first_message()
+        except BaseException:
+            self.close()
+            raise
         if hello is None or hello["ready"] != "":
             problem = hello["ready"] if hello else self._last_words()
             self.close()
@@ -240,26 +257,41 @@ class _Driver:
         assert self._process.stdout is not None
         return self._process.stdout.fileno()
 
-    def send(self, body: bytes, *, deadline: float) -> None:
-        """Sends one request. Raises BrokenPipeError where the driver is gone."""
+    def send(self, number: int, body: bytes, *, deadline: float) -> None:
+        """Sends one request of that number. Raises BrokenPipeError where the driver is gone."""
         assert self._process.stdin is not None
+        self._number = number
         self.deadline = deadline
         data = memoryview(len(body).to_bytes(4, "big") + body)
         while data:
             data = data[os.write(self._process.stdin.fileno(), data) :]
 
     def receive(self) -> dict[str, Any] | None:
-        """Reads what is there: a whole response, or None where more is to come."""
+        """Reads what is there: the whole response to what was sent, or None: more is to come."""
         chunk = os.read(self.fileno(), 1 << 16)
         self._received += chunk
-        size = int.from_bytes(self._received[:4], "big") if len(self._received) >= 4 else 0
-        if not chunk or size > _MAX_RESPONSE_BYTES:
-            return {"stdout": "", "error": _SANDBOX_ENDED, "timed_out": False, "last": True}
-        if not size or len(self._received) < 4 + size:
-            return None
-        body = bytes(self._received[4 : 4 + size])
-        del self._received[: 4 + size]
-        return json.loads(body)
+        if not chunk:
+            return self._ended_message()
+        while len(self._received) >= 4:
+            size = int.from_bytes(self._received[:4], "big")
+            if size > _MAX_RESPONSE_BYTES:
+                return self._ended_message()
+            if len(self._received) < 4 + size:
+                return None
+            message = json.loads(self._received[4 : 4 + size])
+            del self._received[: 4 + size]
+            if message["number"] == self._number:
+                return message
+        return None
+
+    def _ended_message(self) -> dict[str, Any]:
+        return {
+            "number": self._number,
+            "stdout": "",
+            "error": _SANDBOX_ENDED,
+            "timed_out": False,
+            "last": True,
+        }
 
     def close(self) -> None:
         """Kills bubblewrap or the bare driver; the kernel kills all that it has started."""

@@ -23,6 +23,8 @@ from dsm_engine.sandbox import ProgramResult
         ("5.0", "np.float64(5.0)"),
         ("(True, 2)", "(np.True_, np.int64(2))"),
         ("<empty_execution>", ""),
+        ("[[1  2]\n [3  4]]", "[[1 2] [3 4]]"),
+        ("{(1, 2), (3, 4)}", "{(3, 4), (1, 2)}"),
     ],
 )
 def test_the_same(recorded: str, printed: str) -> None:
@@ -44,6 +46,17 @@ def test_the_same(recorded: str, printed: str) -> None:
         ("{1, 2}", "{1, 3}"),
         ("True", "False"),
         ("1 2", "1.2"),
+        ("1. 2", "1.2"),
+        ("1 2", "12"),
+        ("12 3", "1 23"),
+        ("[1 2]", "[12]"),
+        ("1 1/2", "11/2"),
+        ("1 -2", "1-2"),
+        ("1, 234", "1,234"),
+        ("3\n5", "35"),
+        ("1e-10", "9e-10"),
+        ("0.0000000001", "0.0000000009"),
+        ("{(1, 2), (3, 4)}", "{(1, 4), (3, 2)}"),
     ],
 )
 def test_not_the_same(recorded: str, printed: str) -> None:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import stat
 import subprocess
 import sys
@@ -102,6 +103,43 @@ def test_programs_share_nothing(sandbox: Sandbox) -> None:
         assert single.run([leave, look])[1].stdout == "True [] /tmp\n"
 
 
+MEMORY_MIB = 256
+NEARLY_ALL = f"x = bytearray({MEMORY_MIB - 8} << 20)\nprint(1)"
+TOO_MUCH = f"x = bytearray({MEMORY_MIB + 8} << 20)"
+
+
+@needs_bwrap
+@pytest.mark.parametrize("package", ["math", "numpy", "sympy"])
+def test_a_program_has_the_same_memory_whatever_ran_before(package: str) -> None:
+    pytest.importorskip(package)
+    with Sandbox(memory_mib=MEMORY_MIB, workers=1) as sandbox:
+        before, most, more = sandbox.run([f"import {package}", NEARLY_ALL, TOO_MUCH])
+    assert before.error == ""
+    assert most == ProgramResult(stdout="1\n", error="", timed_out=False)
+    assert more.error == "MemoryError"
+
+
+@needs_bwrap
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import os; os.chmod('/tmp', 0o500); print(1)",
+        "import os; os.chmod('/tmp', 0); print(1)",
+        "import os; os.makedirs('/tmp/a/b'); os.chmod('/tmp/a', 0); print(1)",
+        "import os\ntry: os.setxattr('/tmp', 'user.left', b'2')\nexcept OSError: pass\nprint(1)",
+    ],
+)
+def test_what_a_program_does_to_its_folder_reaches_nobody_else(program: str) -> None:
+    look = (
+        "import os\nprint(os.listdir(), os.listxattr('/tmp'))\nopen('f', 'w').write('x')\n"
+        "print(oct(os.stat('/tmp').st_mode))"
+    )
+    with Sandbox(workers=1) as sandbox:
+        before, changed, after = sandbox.run([look, program, look])
+    assert changed == ProgramResult(stdout="1\n", error="", timed_out=False)
+    assert after == before and before.error == "" and before.stdout.startswith("[] []\n")
+
+
 @needs_bwrap
 def test_set_order_is_the_same_in_every_run(sandbox: Sandbox) -> None:
     program = "print({'a', 'b', 'c', 'd', 'e'})"
@@ -122,6 +160,45 @@ def test_a_closed_sandbox_starts_again_when_used(sandbox: Sandbox) -> None:
         assert other.run(["print(1)"])[0].stdout == "1\n"
         other.close()
         assert other.run(["print(2)"])[0].stdout == "2\n"
+
+
+class Interruption(Exception):
+    """Raised by a signal's handler, wherever the program is."""
+
+
+@needs_bwrap
+def test_after_an_interruption_results_are_those_of_the_programs_asked_for() -> None:
+    def interrupt(*_: object) -> None:
+        raise Interruption
+
+    with Sandbox(timeout_s=10, workers=2) as sandbox:
+        sandbox.run(["print('start')"] * 2)
+        previous = signal.signal(signal.SIGALRM, interrupt)
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 0.2)
+            with pytest.raises(Interruption):
+                sandbox.run(["import time; time.sleep(0.5); print('interrupted')"] * 2)
+        finally:
+            signal.signal(signal.SIGALRM, previous)
+        time.sleep(0.5)
+        results = sandbox.run([f"print({number})" for number in range(4)])
+    assert [result.stdout for result in results] == ["0\n", "1\n", "2\n", "3\n"]
+
+
+@needs_bwrap
+def test_after_a_driver_that_does_not_start_results_are_those_of_the_programs_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with Sandbox(timeout_s=10, workers=2) as sandbox:
+        sandbox.run(["print('start')"])
+        with monkeypatch.context() as patch:
+            fake = tmp_path / "bwrap"
+            fake.write_text("#!/bin/sh\nexit 1\n")
+            fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
+            patch.setenv("PATH", f"{tmp_path}{os.pathsep}/bin")
+            with pytest.raises(DsmError, match="cannot be run"):
+                sandbox.run(["print('left')"] * 2)
+        assert [result.stdout for result in sandbox.run(["print(1)", "print(2)"])] == ["1\n", "2\n"]
 
 
 @pytest.fixture(scope="module")

@@ -13,12 +13,25 @@ from dsm_engine.grading import grade
 _MIN_ROUNDED_DIGITS = 2
 _MAX_CHARACTERS = 200
 _SEPARATOR = re.compile(r",\s+|,?\s*\\q?quad\s*|;\s*|\s+and\s+|\\text\{\s*and\s*\}")
-_NAME = re.compile(r"^.*?(?:=|:|\\approx)\s*", re.DOTALL)
+_WORD = r"[^\W\d_]+(?:['’-][^\W\d_]+)*"
+_NAME = re.compile(rf"[^=]*?(?:(?<![<>!=])=(?!=)|\\approx)\s*|{_WORD}(?:\s+{_WORD})*\s*:\s*")
 _OPTION = re.compile(r"^\(?[a-zA-Z]\)\s*")
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf)\{([^{}]*)\}")
 _BRACKETS = re.compile(r"(?:\\left)?[\[(](.*)(?:\\right)?[\])]", re.DOTALL)
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-_DECIMAL = re.compile(r"-?\d[\d,]*(?:\.(\d+))?(?:[eE]([-+]?\d{1,2}))?")
+_NUMBER_IN_WORDS = re.compile(
+    rf"(?:{_WORD}(?:\s*[:=]\s*|[\s,]+))*[$£€¥]?(-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:[eE][-+]?\d+)?)"
+    rf"%?(?:\s*[^\W\d_]{{2,}}(?:[\s,]+{_WORD})*)?\s*[.。!]?"
+)
+_DENIAL = re.compile(
+    r"\b(?:no|not|never|neither|without|except|wrong)\b|n['’]t\b|[不没非无]|\\(?:not|neq?)\b|!=|≠",
+    re.IGNORECASE,
+)
+# Words that make another value of the number beside them.
+_FUNCTION = re.compile(
+    r"\b(?:than|a?(?:sin|cos|tan)h?|sqrt|log|ln|exp|pi|mod|factorial|squared|cubed)\b",
+    re.IGNORECASE,
+)
+_DECIMAL = re.compile(r"-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.(\d+))?(?:[eE]([-+]?\d{1,2}))?")
 _FRACTION = re.compile(r"(-?)\s*(?:\\[dt]?frac\{(\d+)\}\{(\d+)\}|(\d+)/(\d+))")
 
 
@@ -28,7 +41,7 @@ def same_answer(found: str, given: str) -> bool:
     The less exact one decides to how many digits; fewer digits than are given must be at least two.
     Call it in the main thread, as `dsm_engine.grading.grade`.
     """
-    if not found:
+    if not found or _denies(found, given):
         return False
     return _rounded_alike(found, given) or grade(found, given)
 
@@ -40,7 +53,7 @@ def among_answers(found: str, given: str) -> bool:
     """
     if same_answer(found, given):
         return True
-    if len(found) > _MAX_CHARACTERS or len(given) > _MAX_CHARACTERS:
+    if _denies(found, given) or len(found) > _MAX_CHARACTERS or len(given) > _MAX_CHARACTERS:
         return False
     wanted = _unbracketed(given)
     plain = _unbracketed(_TEXT.sub(r"\1", found).replace(r"\$", "").replace("$", "").strip())
@@ -49,15 +62,34 @@ def among_answers(found: str, given: str) -> bool:
     return any(same_answer(part, wanted) for part in _parts(plain))
 
 
+def number_in_words(text: str) -> str:
+    """The number of a text that has one number and besides only words, names and units.
+
+    "" where there is none, or anything that makes another value of it: operators, functions,
+    brackets, powers, a negation.
+    """
+    match = _NUMBER_IN_WORDS.fullmatch(text.strip())
+    if match is None or _FUNCTION.search(text) or _DENIAL.search(text):
+        return ""
+    return match[1].rstrip(",")
+
+
+def _denies(found: str, given: str) -> bool:
+    """Whether what is found says `not 5`, `no solution for n = 3`; the given answer may as well."""
+    return _DENIAL.search(found) is not None and _DENIAL.search(given) is None
+
+
 def _parts(text: str) -> list[str]:
     parts: list[str] = []
     for part in _SEPARATOR.split(text):
-        value = _OPTION.sub("", _NAME.sub("", part.strip())).strip()
-        parts.append(value)
-        numbers = _NUMBER.findall(value)
-        if len(numbers) == 1 and re.search(r"[A-Za-z]{2}", value):  # a number and its unit
-            parts.append(numbers[0].rstrip(","))
+        value = _OPTION.sub("", _without_name(part.strip())).strip()
+        parts += [value, number_in_words(value)]
     return [part for part in parts if part]
+
+
+def _without_name(text: str) -> str:
+    match = _NAME.match(text)
+    return text[match.end() :] if match else text
 
 
 def _unbracketed(text: str) -> str:
@@ -70,6 +102,8 @@ def _rounded_alike(found: str, given: str) -> bool:
     first, second = _value(found), _value(given)
     if first is None or second is None:
         return False
+    if first == second:
+        return True
     found_digits, given_digits = _num_digits(found), _num_digits(given)
     if given_digits and (found_digits is None or found_digits >= given_digits):
         return _rounds_to(first, second, given_digits)
@@ -81,13 +115,19 @@ def _rounded_alike(found: str, given: str) -> bool:
 def _rounds_to(exact: Fraction, rounded: Fraction, num_digits: int) -> bool:
     """Halves may go either way; so may what a float's last bit decides."""
     half = Fraction(1, 2) / Fraction(10) ** num_digits
-    return abs(exact - rounded) <= half + half / 10**6
+    return rounded != 0 and abs(exact - rounded) <= half + half / 10**6
 
 
 def _num_digits(text: str) -> int | None:
-    """Decimals behind the point; 0 of an integer, None of a fraction, which is exact."""
+    """Decimals behind the point; None of a fraction, which is exact.
+
+    0 of what is no rounding: an integer, also as `5.0`, `1e3` and `1.2e2`, or `1e-5`.
+    """
     match = _DECIMAL.fullmatch(text)
-    return len(match[1] or "") - int(match[2] or 0) if match else None
+    if match is None:
+        return None
+    decimals = match[1] or ""
+    return 0 if decimals in ("", "0") else max(0, len(decimals) - int(match[2] or 0))
 
 
 def _value(text: str) -> Fraction | None:

@@ -21,6 +21,10 @@ _IS_ERROR = re.compile(
 _TRUNCATED = re.compile(r"(?P<start>.{50})\.\.\.(?P<end>.{50})", re.DOTALL)
 _NOTHING = "<empty_execution>"  # MathCoder's word for a cell that displayed nothing
 _BRACES = re.compile(r"\{([^{}]*)\}")
+# Not beside signs, points and commas, which belong to numbers: `1 -2`, `1. 2`, `1, 234`.
+_SPACED_PUNCTUATION = re.compile(r"\s*([^\w\s.,+-])\s*")
+_MESSAGE_START = re.compile(r"\A(?:Runtime )?[Ee]rrors?:\s*|\A[A-Z]\w*:\s*")
+_MESSAGE_PLACE = re.compile(r"\s*\([^()]*\bline \d+\)\Z")
 
 
 def same_output(recorded: str, printed: str) -> bool:
@@ -49,10 +53,20 @@ def records_timeout(recorded: str) -> bool:
 def same_error(recorded: str, error: str) -> bool:
     """Whether two errors are of one type; messages and places differ between versions.
 
-    True where the record names no type.
+    Where one of them names no type, one message is to start with the other.
     """
-    named = _ERROR.findall(_plain(recorded))
-    return not named or not (found := _ERROR.match(error)) or found[1] in named
+    recorded = _plain(recorded)
+    named, found = _ERROR.findall(recorded), _ERROR.match(error)
+    if named and found:
+        return found[1] in named
+    if found and found[1] == "TimeoutError":
+        return records_timeout(recorded)
+    first, second = _message(recorded), _message(error)
+    return bool(first and second) and (first.startswith(second) or second.startswith(first))
+
+
+def _message(error: str) -> str:
+    return _MESSAGE_PLACE.sub("", _MESSAGE_START.sub("", error.strip()))
 
 
 def _plain(output: str) -> str:
@@ -63,7 +77,8 @@ def _plain(output: str) -> str:
 
 
 def _same(recorded: str, printed: str) -> bool:
-    first, second = ("".join(text.split()) for text in (recorded, printed))
+    first, second = (_SPACED_PUNCTUATION.sub(r"\1", text) for text in (recorded, printed))
+    first, second = (" ".join(text.split()) for text in (first, second))
     if first == second:
         return True
     if max(len(first), len(second)) > _MAX_COMPARED_CHARACTERS:
@@ -82,14 +97,25 @@ def _close(first: str, second: str) -> bool:
         difference = abs(a - b)
         if a == a.to_integral_value() and b == b.to_integral_value():
             return difference == 0
-        return difference <= max(_ABSOLUTE_TOLERANCE, _RELATIVE_TOLERANCE * max(abs(a), abs(b)))
+        if a == 0 or b == 0:
+            return difference <= _ABSOLUTE_TOLERANCE
+        return difference <= _RELATIVE_TOLERANCE * max(abs(a), abs(b))
     except (InvalidOperation, ArithmeticError):
         return False
 
 
 def _sets_sorted(text: str) -> str:
     """Each innermost `{...}` with its parts in the order of their characters."""
-    return _BRACES.sub(
-        lambda match: "{" + ",".join(sorted(part.strip() for part in match[1].split(","))) + "}",
-        text,
-    )
+    return _BRACES.sub(lambda match: "{" + ",".join(sorted(_elements(match[1]))) + "}", text)
+
+
+def _elements(text: str) -> list[str]:
+    """The parts between the commas that stand in no brackets."""
+    elements, depth = [""], 0
+    for character in text:
+        depth += (character in "([") - (character in ")]")
+        if character == "," and depth == 0:
+            elements.append("")
+        else:
+            elements[-1] += character
+    return [element.strip() for element in elements]

@@ -6,13 +6,16 @@ ledger keys: `program_failed`, `program_timeout`, `no_output`, `output_mismatch`
 `answer_mismatch`.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from dsm_engine.data.example import Example, ExampleFault
-from dsm_engine.data.quality.answer_comparison import among_answers, same_answer
+from dsm_engine.data.quality.answer_comparison import (
+    among_answers,
+    number_in_words,
+    same_answer,
+)
 from dsm_engine.data.quality.output_comparison import (
     records_error,
     records_timeout,
@@ -35,7 +38,6 @@ _MEMORY_MIB = 512
 _CLOCK_S_PER_CPU_S = 6
 _MAX_SHOWN = 80
 _MAX_ANSWER_CHARACTERS = 1000  # of a printed line: answers are short, and searching long ones slow
-_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?(?:[eE][-+]?\d+)?")
 
 
 class ProgramRunner(Protocol):
@@ -240,11 +242,11 @@ def _final_answers(example: Example, last: CellResult) -> list[str]:
 
 
 def _printed_answers(printed: str) -> list[str]:
-    """What may be the answer in an output: its last line, all of it, its last number."""
+    """What may be the answer in an output: its last line, all of it, the last line's number."""
     last = printed.splitlines()[-1].strip()[-_MAX_ANSWER_CHARACTERS:]
-    stated = extract_answer(last)
-    numbers = [number.rstrip(",") for number in _NUMBER.findall(last)[-1:]]
-    return list(dict.fromkeys([last, printed, stated, *numbers]))
+    stated = extract_answer(last, program_output=last)
+    numbers = [number_in_words(text) for text in (last, stated)]
+    return list(dict.fromkeys([last, printed, stated, *filter(None, numbers)]))
 
 
 def _short(text: str) -> str:
