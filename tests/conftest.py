@@ -7,8 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# A busy machine is no fault of what is tested.
+settings.register_profile("dsm_engine", deadline=None)
+settings.load_profile("dsm_engine")
 
 
 def pytest_configure(config: pytest.Config) -> None:

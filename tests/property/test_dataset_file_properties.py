@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import xxhash
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from megatron.core.datasets import indexed_dataset as megatron
 
@@ -61,7 +61,6 @@ def _torch(tokens: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 @given(given_documents=_documents())
-@settings(deadline=None)
 def test_what_megatron_writes_is_read_here(given_documents: tuple[Any, Documents]) -> None:
     dtype, documents = given_documents
     with _folder() as folder:
@@ -89,7 +88,6 @@ def test_what_megatron_writes_is_read_here(given_documents: tuple[Any, Documents
 
 
 @given(given_documents=_documents(one_sequence=True))
-@settings(deadline=None)
 def test_what_is_written_here_is_read_by_megatron(given_documents: tuple[Any, Documents]) -> None:
     dtype, documents = given_documents
     documents = [*documents, [np.ones(1, dtype)]]  # Megatron cannot map an empty .bin
@@ -110,7 +108,6 @@ def test_what_is_written_here_is_read_by_megatron(given_documents: tuple[Any, Do
     chunk_bytes=st.integers(1, 64),
     flip=st.integers(0, 1 << 20),
 )
-@settings(deadline=None)
 def test_chunk_checksums_do_not_depend_on_how_a_file_is_written(parts, chunk_bytes, flip) -> None:
     content = b"".join(parts)
     with _folder() as folder:

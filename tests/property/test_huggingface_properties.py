@@ -27,7 +27,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[HuggingFaceToke
 
 
 @given(texts=st.lists(TEXTS, max_size=4))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_text_has_the_librarys_ids(tokenizers, texts: list[str]) -> None:
     assert sum(tokenizer.encoder == "fastokens" for tokenizer in tokenizers) >= 3
     for tokenizer in tokenizers:

@@ -53,7 +53,6 @@ def _pieces(packs: PackIndex, lengths: np.ndarray):
 
 
 @given(plan=_plans())
-@settings(deadline=None)
 def test_every_token_stands_in_one_pack_or_in_the_ledger(plan) -> None:
     lengths, packs = plan["lengths"], _build(plan)
     covered: dict[int, list[tuple[int, int]]] = {}
@@ -85,7 +84,6 @@ def test_every_token_stands_in_one_pack_or_in_the_ledger(plan) -> None:
 
 
 @given(plan=_plans())
-@settings(deadline=None)
 def test_every_pack_is_full_or_could_not_take_what_came_next(plan) -> None:
     packs, slots = _build(plan), _build(plan).totals(plan["lengths"]).slots
     assert (slots <= packs.capacity).all() and (slots > 0).all()
@@ -97,7 +95,6 @@ def test_every_pack_is_full_or_could_not_take_what_came_next(plan) -> None:
 
 
 @given(plan=_plans())
-@settings(deadline=None)
 def test_the_same_seed_gives_the_same_bytes(plan) -> None:
     first, second = _build(plan), _build(plan)
     for ours, theirs in zip(first.arrays(), second.arrays(), strict=True):
@@ -106,7 +103,7 @@ def test_the_same_seed_gives_the_same_bytes(plan) -> None:
 
 
 @given(num_packs=st.integers(1, 2000), seed=WORDS, epoch=st.integers(0, 1 << 40))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_each_epoch_of_the_order_is_a_bijection(num_packs, seed, epoch) -> None:
     order = PackOrder(num_packs, seed=seed)
     start = epoch * num_packs
@@ -114,7 +111,6 @@ def test_each_epoch_of_the_order_is_a_bijection(num_packs, seed, epoch) -> None:
 
 
 @given(costs=st.lists(st.integers(0, 1 << 40), min_size=1, max_size=64), ranks=st.integers(1, 8))
-@settings(deadline=None)
 def test_dealing_is_a_permutation_with_rows_of_falling_cost(costs, ranks) -> None:
     costs = np.array(costs * ranks, np.int64)
     dealt = deal_packs(costs, ranks)
@@ -126,7 +122,7 @@ def test_dealing_is_a_permutation_with_rows_of_falling_cost(costs, ranks) -> Non
 
 
 @given(plan=_plans())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_a_saved_index_is_loaded_unchanged(tmp_path_factory, plan) -> None:
     packs = _build(plan)
     path = tmp_path_factory.mktemp("packs") / "packs"

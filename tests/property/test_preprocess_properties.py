@@ -46,7 +46,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lines=_LINES, block_bytes=st.integers(1, 900), end=st.sampled_from([b"", b"\n", b"\r\n"]))
 def test_every_line_is_kept_or_quarantined_however_the_file_is_cut(
     model: Path, lines, block_bytes, end
@@ -104,7 +104,7 @@ def reference(tokenizer: Tokenizer, segments: list[Segment]) -> tuple[list[int],
     return ids, joined
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(documents=_documents(), limit=st.integers(1, 12))
 def test_documents_at_once_are_documents_one_by_one(model: Path, documents, limit: int):
     tokenizer = load_tokenizer(model)

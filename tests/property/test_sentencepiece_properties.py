@@ -27,7 +27,7 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> list[SentencePieceTo
 
 
 @given(texts=st.lists(TEXTS, max_size=4))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_any_text_has_the_librarys_ids(tokenizers, texts: list[str]) -> None:
     for tokenizer in tokenizers:
         assert tokenizer.encoder == "native"
@@ -37,7 +37,7 @@ def test_any_text_has_the_librarys_ids(tokenizers, texts: list[str]) -> None:
 
 
 @given(text=TEXTS)
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_a_continuation_decodes_to_its_text_where_there_are_bytes(tokenizers, text: str) -> None:
     for tokenizer in tokenizers:
         ids = tokenizer.encode(text, continuation=True)

@@ -27,7 +27,7 @@ CHINESE = st.lists(st.sampled_from(["中", "文", "，", "12", "1", "+", " "]), 
 
 
 @given(texts=st.lists(TEXTS, min_size=2, max_size=6))
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_fingerprints_are_equal_where_the_tokens_are(texts: list[str]) -> None:
     prints = fingerprints(texts)
     for i, j in itertools.combinations(range(len(texts)), 2):
@@ -39,7 +39,7 @@ def test_fingerprints_are_equal_where_the_tokens_are(texts: list[str]) -> None:
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60) | TEXTS)
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_a_text_and_its_normal_form_have_one_fingerprint(text: str) -> None:
     prints = fingerprints([text, text_reference.normalized(text), *normalized([text])])
     assert len(set(prints.exact.tolist())) == 1
@@ -47,7 +47,7 @@ def test_a_text_and_its_normal_form_have_one_fingerprint(text: str) -> None:
 
 
 @given(texts=st.lists(TEXTS, max_size=200), threads=st.integers(1, 4))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_fingerprints_do_not_depend_on_threads_or_batches(texts: list[str], threads: int) -> None:
     together = fingerprints(texts, threads=threads)
     for i, text in enumerate(texts):
@@ -58,7 +58,7 @@ def test_fingerprints_do_not_depend_on_threads_or_batches(texts: list[str], thre
 
 
 @given(texts=st.lists(FEW_WORDS | CHINESE, max_size=60), cuts=st.lists(st.integers(0, 60)))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_verdicts_do_not_depend_on_how_the_stream_is_cut(texts: list[str], cuts: list[int]) -> None:
     verdicts, of = DuplicateFinder(0.6).add(fingerprints(texts))
     finder = DuplicateFinder(0.6)
@@ -74,7 +74,7 @@ def test_verdicts_do_not_depend_on_how_the_stream_is_cut(texts: list[str], cuts:
     ngram=st.integers(3, 6),
     threads=st.integers(1, 3),
 )
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_english_hits_are_those_of_plain_search(benchmark, examples, ngram, threads) -> None:
     index = ContaminationIndex(ngram=ngram)
     index.add("made", benchmark, "en")
@@ -97,7 +97,7 @@ def test_english_hits_are_those_of_plain_search(benchmark, examples, ngram, thre
     examples=st.lists(st.tuples(CHINESE, CHINESE), max_size=8),
     ngram=st.integers(6, 8),
 )
-@settings(deadline=None, max_examples=400)
+@settings(max_examples=400)
 def test_chinese_hits_are_those_of_plain_search(benchmark, examples, ngram) -> None:
     index = ContaminationIndex(chinese_ngram=ngram)
     index.add("made", benchmark, "zh")

@@ -515,7 +515,7 @@ def test_a_disk_that_takes_no_more_is_one_line_and_the_file_is_had_later(
     assert target.read_bytes() == CONTENT
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     cuts=st.lists(st.integers(0, 3000), max_size=8),
     changes=st.lists(st.sampled_from([None, (b"b" * 3000, '"b"'), (b"c" * 2000, '"c"')])),
