@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 FUZZ_RUNS ?= 1000000
 FUZZ_TARGETS := index spans attributes pack_index
 
-.PHONY: install quickstart test test-slow test-native test-scale soak test-gpu fuzz bench-data bench-preprocess real-weights lint format clean
+.PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess real-weights lint format clean
 
 install: $(STAMP)
 
@@ -82,6 +82,10 @@ fuzz: $(STAMP)
 # 4 GB of JSONL in less than a gibibyte of memory: about four minutes, 15 GB of disk.
 soak: $(STAMP)
 	DSM_SOAK_MB=4000 $(PYTEST) -m slow tests/slow/test_preprocess_memory.py -s
+
+# A million documents, real and random, through our SentencePiece encoder and the library.
+test-million: $(STAMP)
+	DSM_SENTENCEPIECE_DOCUMENTS=1000000 $(PYTEST) -m slow tests/slow/test_sentencepiece_million.py
 
 # On a machine with a GPU.
 test-gpu: $(STAMP)
