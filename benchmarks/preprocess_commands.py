@@ -1,10 +1,11 @@
 """tools/preprocess_data.py as a whole command, beside Megatron's and the libraries alone."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ class Job:
     """The library that defines the ids."""
     encode: Callable[[Sequence[str], Path, int], object]
     """Encodes texts by that library, with a model, on some threads."""
+    remembers: bool = False
+    """Whether a start leaves facts of the model in the cache folder for the next."""
 
 
 def bench_commands(
@@ -57,12 +60,13 @@ def _bench_job(
     ]
     stand_in = [sys.executable, _STAND_IN, *flags, "--output-prefix", theirs]
     command = [sys.executable, _TOOL, *flags, "--output-prefix", ours, "--append-eod"]
-    megatron = summarize([_seconds(stand_in)])
-    _seconds(command)
+    cache = folder / f"{job.row}_cache"
+    megatron = summarize([_seconds(stand_in, cache)])
+    _seconds(command, cache)
     for suffix in (".bin", ".idx"):
         names = [Path(f"{prefix}_text_document{suffix}") for prefix in (ours, theirs)]
         assert names[0].read_bytes() == names[1].read_bytes(), f"{job.row}: other {suffix} bytes"
-    value = summarize([_seconds(command) for _ in range(repetitions)])
+    value = summarize([_seconds(command, cache) for _ in range(repetitions)])
     peers: list[tuple[str, str, Timing | None]] = [
         (
             "",
@@ -81,7 +85,7 @@ def _bench_job(
             _datasets_map(corpus, job, workers),
         ),
     ]
-    return [
+    rows = [
         Row(
             name=f"{job.row}{ending}",
             n=len(texts),
@@ -91,6 +95,18 @@ def _bench_job(
         )
         for ending, who, timing in peers
     ]
+    if job.remembers:
+        empty = [folder / f"{job.row}_cache_{idx}" for idx in range(repetitions)]
+        rows.append(
+            Row(
+                name=f"{job.row}_first_start",
+                n=len(texts),
+                value=summarize([_seconds(command, cache) for cache in empty]),
+                baseline=f"{job.row}, which starts with what an earlier start remembered",
+                baseline_value=value,
+            )
+        )
+    return rows
 
 
 def _by_library(texts: list[str], job: Job, workers: int) -> None:
@@ -125,14 +141,21 @@ def _datasets_map(corpus: Path, job: Job, workers: int) -> Timing | None:
     )
 
 
-def _seconds(command: Sequence[object]) -> float:
-    return seconds_and_output(command)[0]
+def _seconds(command: Sequence[object], cache: Path) -> float:
+    return seconds_and_output(command, {"XDG_CACHE_HOME": str(cache)})[0]
 
 
-def seconds_and_output(command: Sequence[object]) -> tuple[float, str]:
-    """From before the process starts to after it has ended, and what it printed."""
+def seconds_and_output(
+    command: Sequence[object], environment: Mapping[str, str] | None = None
+) -> tuple[float, str]:
+    """From before the process starts to after it has ended, and what it printed.
+
+    `environment` is what it has besides this process's.
+    """
+    words = list(map(str, command))
+    variables = {**os.environ, **(environment or {})}
     started = time.perf_counter()
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=variables)
     seconds = time.perf_counter() - started
     if done.returncode != 0:
         sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")

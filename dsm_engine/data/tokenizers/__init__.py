@@ -122,8 +122,9 @@ def load_tokenizer(
 
     `bos` and `eos` name the control tokens of a tokenizer.json; without them
     tokenizer_config.json beside it does, then well-known names. `bulk` says that many texts will
-    be encoded: the fast encoder of a tokenizer.json is then loaded at once, beside the library, and
-    `encode_batch` goes through it too. Raises DsmError.
+    be encoded: the fast encoder of a tokenizer.json is then loaded at once, `encode_batch` goes
+    through it too, and the library is loaded only for what is not remembered of the file (see
+    `known_facts`). Raises DsmError.
     """
     file = _model_file(path)
     if file.suffix == ".json":
