@@ -112,7 +112,8 @@ def verification_sandbox(
 ) -> Sandbox:
     """A sandbox whose limit is the CPU's time: a busy machine rejects no program.
 
-    A program has `cpu_s` of the CPU, and six times as many seconds of the clock to use them in.
+    A program has `cpu_s` of the CPU, and six times as many seconds of the clock to use them in;
+    ten times longer while it computes.
     """
     return Sandbox(
         timeout_s=_CLOCK_S_PER_CPU_S * cpu_s,
