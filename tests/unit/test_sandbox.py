@@ -14,6 +14,7 @@ import pytest
 
 from dsm_engine.errors import DsmError
 from dsm_engine.sandbox import ProgramResult, Sandbox, sandbox_status
+from dsm_engine.sandbox.commands import _package_folders
 from dsm_engine.sandbox.seccomp_filter import _filter
 
 STATUS = sandbox_status()
@@ -280,6 +281,19 @@ def test_unsafe_programs_of_root_run_as_nobody(unsafe: Sandbox) -> None:
     (result,) = unsafe.run([code])
     assert result.stdout == "(65534, 65534, 65534) (65534, 65534, 65534) []\n"
     assert result.error.startswith("PermissionError")
+
+
+def test_only_installed_packages_are_mounted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("numpy", "scipy", "sympy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    before = _package_folders()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    assert _package_folders() == before
+    assert {folder.name for folder in before} <= {"site-packages", "dist-packages"}
 
 
 def test_results_under_other_conditions_are_told_apart() -> None:
