@@ -238,8 +238,10 @@ def _final_answers(example: Example, last: CellResult) -> list[str]:
     for text in reversed(texts):
         if boxes := boxed_answers(text):
             return boxes
-    output = "" if last.error else (last.output.strip().splitlines() or [""])[-1]
-    return [extract_answer("\n".join(texts), program_output=output)]
+    prose = "\n".join(texts)
+    lines = last.output.strip().splitlines() if not last.error else []
+    lines = lines or prose.strip().splitlines() or [""]
+    return [extract_answer(prose, program_output=lines[-1])]
 
 
 def _printed_answers(printed: str) -> list[str]:
