@@ -1,17 +1,18 @@
 """The commands that start a driver: in bubblewrap, with nothing of the machine but Python, or
 without it, where somebody asked for that by name."""
 
-import importlib.util
 import platform
 import shutil
 import sys
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 _TMP_BYTES = 16 << 20
 _PACKAGES = ("sympy", "mpmath", "numpy", "scipy")  # programs may import these, where installed
+_INSTALLATION_FOLDERS = ("site-packages", "dist-packages")
 DRIVER_ENVIRONMENT = {
     "PATH": "/usr/bin",
     "HOME": "/tmp",
@@ -92,12 +93,17 @@ def _base_interpreter() -> tuple[Path, Path]:
 
 
 def _package_folders() -> list[Path]:
-    """The site-packages folders that hold what programs may import."""
+    """The site-packages folders that hold what programs may import.
+
+    Nothing else is mounted, though it be imported here: neither the working directory nor a
+    checkout that has a folder of that name.
+    """
+    installed = [entry for entry in sys.path if Path(entry).name in _INSTALLATION_FOLDERS]
     folders: list[Path] = []
     for name in _PACKAGES:
-        spec = importlib.util.find_spec(name)
+        spec = PathFinder.find_spec(name, installed)
         for location in (spec.submodule_search_locations or ()) if spec else ():
-            folder = Path(location).resolve().parent
+            folder = Path(location).parent.resolve()
             if folder not in folders:
                 folders.append(folder)
     return folders

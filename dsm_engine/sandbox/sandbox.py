@@ -37,6 +37,7 @@ DRIVER_VERSION = 2
 """Raised whenever a program may give another result under a newer driver."""
 _START_TIMEOUT_S = 30.0
 _GRACE_S = 15.0  # beyond a program's own time-out: the driver's imports, a loaded machine
+_MAX_STRETCH = 10
 _MAX_PROGRAM_BYTES = 1 << 20
 _MAX_RESPONSE_BYTES = 4 << 20
 _SANDBOX_ENDED = "the program ended its sandbox"
@@ -86,10 +87,12 @@ class Sandbox:
     """Runs batches of programs in `workers` sandboxes at a time.
 
     `timeout_s` is each program's wall-clock limit, `cpu_s` that of the CPU's time (two seconds more
-    where it is None), `memory_mib` its address space beyond that of the interpreter and of packages
-    that it names, which are loaded before it starts. `unsafe` is the same drivers and limits
-    without bubblewrap: for callers that print UNSAFE_WARNING and were told to by name. Raises
-    DsmError where the sandbox is not available.
+    where it is None). Where `cpu_s` is the lower one, the clock ends only programs that wait: those
+    that a busy machine holds up have ten times as long to use their CPU's time. `memory_mib` is its
+    address space beyond that of the interpreter and of packages that it names, which are loaded
+    before it starts. `unsafe` is the same drivers and limits without bubblewrap: for callers that
+    print UNSAFE_WARNING and were told to by name. Raises DsmError where the sandbox is not
+    available.
 
     A context manager. Not to be shared by processes; a process forked from another may make its
     own. The drivers die with the thread that ran the first program.
@@ -113,8 +116,13 @@ class Sandbox:
         if not unsafe and not (status := sandbox_status()).available:
             raise DsmError(f"programs cannot be run: {status.reason}")
         self._unsafe = unsafe
-        self._timeout_s = timeout_s
-        self._limits = {"timeout_s": timeout_s, "cpu_s": cpu_s, "memory_mib": memory_mib}
+        self._longest_s = timeout_s * (_MAX_STRETCH if cpu_s < timeout_s else 1)
+        self._limits = {
+            "timeout_s": timeout_s,
+            "longest_s": self._longest_s,
+            "cpu_s": cpu_s,
+            "memory_mib": memory_mib,
+        }
         self._drivers: list[_Driver | None] = [None] * workers
         self._last_number = 0
         self._lock = Lock()
@@ -184,7 +192,7 @@ class Sandbox:
                 raise DsmError(f"programs cannot be run: {error}") from error
             self._drivers[driver_idx] = driver
             try:
-                deadline = time.monotonic() + self._timeout_s + _GRACE_S
+                deadline = time.monotonic() + self._longest_s + _GRACE_S
                 driver.send(self._last_number, body, deadline=deadline)
                 return None
             except BrokenPipeError:

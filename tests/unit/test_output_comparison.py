@@ -1,10 +1,12 @@
 """Which outputs are the same: white space, roundings, truncation, sets; and which are not."""
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsm_engine.data.quality.output_comparison import records_error, same_output
+from dsm_engine.data.quality.output_comparison import records_error, same_error, same_output
 from dsm_engine.programs import shown_result
 from dsm_engine.sandbox import ProgramResult
 
@@ -68,6 +70,14 @@ def test_what_the_tool_loop_shows_is_what_was_printed(printed: str, other: str) 
     shown = shown_result(ProgramResult(stdout=printed, error="", timed_out=False))
     assert same_output(shown, printed)
     assert not same_output(shown, f"z{other}{printed}")
+
+
+def test_long_white_space_is_compared_at_once() -> None:
+    started = time.process_time()
+    assert same_output("a" + " " * 60_000 + "b", "a b")
+    assert not same_output("a" + " " * 60_000 + "b", "ab")
+    assert same_error("Error: a" + " " * 60_000 + "b", "a b")
+    assert time.process_time() - started < 1
 
 
 @pytest.mark.parametrize(

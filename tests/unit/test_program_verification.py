@@ -216,6 +216,16 @@ def test_the_final_answer_is_the_given_one(closing: str, answer: str, expected: 
     assert cause(given, result("7\n")) == expected
 
 
+@pytest.mark.parametrize(
+    ("closing", "expected"), [("It is 7 apples.", None), (r"It is $\sqrt{7}$", "answer_mismatch")]
+)
+def test_prose_without_a_box_or_an_output_answers_with_its_last_line(
+    closing: str, expected: str | None
+) -> None:
+    given = example("tir", program("pass"), text(closing), answer="7")
+    assert cause(given, result("")) == expected
+
+
 def test_an_answer_boxed_before_the_last_program_counts() -> None:
     blocks = (text(r"It is \boxed{7}."), program("print(7)"), output("7"), text("Verified."))
     assert cause(example("tir", *blocks, answer="7"), result("7\n")) is None

@@ -14,6 +14,7 @@ import pytest
 
 from dsm_engine.errors import DsmError
 from dsm_engine.sandbox import ProgramResult, Sandbox, sandbox_status
+from dsm_engine.sandbox.commands import _package_folders
 from dsm_engine.sandbox.seccomp_filter import _filter
 
 STATUS = sandbox_status()
@@ -91,6 +92,31 @@ def test_a_program_past_its_cpu_time_is_stopped_however_much_clock_is_left() -> 
         assert stopped.timed_out
         assert stopped.error == "TimeoutError: the program used more than 1 s of the CPU"
     assert idle.stdout == "1\n" and not idle.timed_out
+
+
+@needs_bwrap
+def test_a_busy_machine_ends_only_programs_that_wait() -> None:
+    computing = "import time\nwhile time.process_time() < 0.5: pass\nprint(1)"
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cpus)})  # inherited: four processes share one core
+    spin = [sys.executable, "-c", "while True: pass"]
+    busy = [subprocess.Popen(spin, start_new_session=True) for _ in range(3)]
+    try:
+        with Sandbox(timeout_s=1.1, cpu_s=1, workers=1) as sandbox:
+            held_up, waiting, polling = sandbox.run(
+                [
+                    computing,
+                    "import time; time.sleep(60)",
+                    "import time\nwhile True: time.sleep(0.1)",
+                ]
+            )
+    finally:
+        os.sched_setaffinity(0, cpus)
+        for process in busy:
+            process.kill()
+            process.wait()
+    assert held_up == ProgramResult(stdout="1\n", error="", timed_out=False)
+    assert waiting.error == polling.error == "TimeoutError: the program ran longer than 1.1 s"
 
 
 @needs_bwrap
@@ -257,6 +283,19 @@ def test_unsafe_programs_of_root_run_as_nobody(unsafe: Sandbox) -> None:
     (result,) = unsafe.run([code])
     assert result.stdout == "(65534, 65534, 65534) (65534, 65534, 65534) []\n"
     assert result.error.startswith("PermissionError")
+
+
+def test_only_installed_packages_are_mounted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("numpy", "scipy", "sympy"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    before = _package_folders()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
+    assert _package_folders() == before
+    assert {folder.name for folder in before} <= {"site-packages", "dist-packages"}
 
 
 def test_results_under_other_conditions_are_told_apart() -> None:

@@ -22,9 +22,9 @@ _TRUNCATED = re.compile(r"(?P<start>.{50})\.\.\.(?P<end>.{50})", re.DOTALL)
 _NOTHING = "<empty_execution>"  # MathCoder's word for a cell that displayed nothing
 _BRACES = re.compile(r"\{([^{}]*)\}")
 # Not beside signs, points and commas, which belong to numbers: `1 -2`, `1. 2`, `1, 234`.
-_SPACED_PUNCTUATION = re.compile(r"\s*([^\w\s.,+-])\s*")
+_SPACED_PUNCTUATION = re.compile(r" ?([^\w\s.,+-]) ?")
 _MESSAGE_START = re.compile(r"\A(?:Runtime )?[Ee]rrors?:\s*|\A[A-Z]\w*:\s*")
-_MESSAGE_PLACE = re.compile(r"\s*\([^()]*\bline \d+\)\Z")
+_MESSAGE_PLACE = re.compile(r" ?\([^()]*\bline \d+\)\Z")
 
 
 def same_output(recorded: str, printed: str) -> bool:
@@ -66,7 +66,7 @@ def same_error(recorded: str, error: str) -> bool:
 
 
 def _message(error: str) -> str:
-    return _MESSAGE_PLACE.sub("", _MESSAGE_START.sub("", error.strip()))
+    return _MESSAGE_PLACE.sub("", _MESSAGE_START.sub("", " ".join(error.split())))
 
 
 def _plain(output: str) -> str:
@@ -77,8 +77,9 @@ def _plain(output: str) -> str:
 
 
 def _same(recorded: str, printed: str) -> bool:
-    first, second = (_SPACED_PUNCTUATION.sub(r"\1", text) for text in (recorded, printed))
-    first, second = (" ".join(text.split()) for text in (first, second))
+    first, second = (
+        _SPACED_PUNCTUATION.sub(r"\1", " ".join(text.split())) for text in (recorded, printed)
+    )
     if first == second:
         return True
     if max(len(first), len(second)) > _MAX_COMPARED_CHARACTERS:

@@ -112,7 +112,8 @@ def verification_sandbox(
 ) -> Sandbox:
     """A sandbox whose limit is the CPU's time: a busy machine rejects no program.
 
-    A program has `cpu_s` of the CPU, and six times as many seconds of the clock to use them in.
+    A program has `cpu_s` of the CPU, and six times as many seconds of the clock to use them in;
+    ten times longer while it computes.
     """
     return Sandbox(
         timeout_s=_CLOCK_S_PER_CPU_S * cpu_s,
@@ -237,8 +238,10 @@ def _final_answers(example: Example, last: CellResult) -> list[str]:
     for text in reversed(texts):
         if boxes := boxed_answers(text):
             return boxes
-    output = "" if last.error else (last.output.strip().splitlines() or [""])[-1]
-    return [extract_answer("\n".join(texts), program_output=output)]
+    prose = "\n".join(texts)
+    lines = last.output.strip().splitlines() if not last.error else []
+    lines = lines or prose.strip().splitlines() or [""]
+    return [extract_answer(prose, program_output=lines[-1])]
 
 
 def _printed_answers(printed: str) -> list[str]:
