@@ -1,6 +1,6 @@
 """Hugging Face tokenizer.json files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,8 @@ class HuggingFaceTokenizer:
             early = None  # what was loaded samples
         self.controls, unmarked = _disarm(description)
         controls = dict(self.controls)
+        self.normalizes_controls = _normalizes_controls(description)
+        """Whether text that is no control string can be one once it is normalised."""
         self._swallowing = {
             token["content"]
             for token in description["added_tokens"]
@@ -87,6 +89,7 @@ class HuggingFaceTokenizer:
         config = read_json(config_path) if has_config else {}
         self._config = config if isinstance(config, dict) else {}
         names = {token["content"]: token["id"] for token in description["added_tokens"]}
+        _check_added_tokens(path, self._config, names)
         self.bos_id = _control_id(path, "bos", bos, config, _BOS_NAMES, names)
         eos_id = _control_id(path, "eos", eos, config, _EOS_NAMES, names)
         if eos_id is None:
@@ -300,6 +303,26 @@ def _disarm(description: dict[str, Any]) -> tuple[dict[str, int], list[dict[str,
             token["special"] = True
             controls[content] = token["id"]
     return controls, unmarked
+
+
+def _normalizes_controls(description: dict[str, Any]) -> bool:
+    """Of a disarmed tokenizer.json."""
+    return description.get("normalizer") is not None and any(
+        token.get("special") and token.get("normalized") for token in description["added_tokens"]
+    )
+
+
+def _check_added_tokens(path: Path, config: dict[str, Any], names: Mapping[str, int]) -> None:
+    """transformers adds the tokens that tokenizer_config.json has besides; ids would differ."""
+    entries = config.get("added_tokens_decoder")
+    for token, entry in entries.items() if isinstance(entries, dict) else ():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if content not in names:
+            raise DsmError(
+                f"{path}: added_tokens_decoder of {_CONFIG} has {content!r} (id {token}), which is"
+                " no added token of this file, so transformers gives other ids: load the tokenizer"
+                " there and save it again"
+            )
 
 
 def _text_with(content: str) -> str:
