@@ -8,11 +8,15 @@ the place of its contents.
 import json
 import re
 from collections.abc import Callable, Iterable
-from datetime import datetime
+from datetime import datetime, time
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dsm_engine.data.chat_template_files import read_chat_template
+from dsm_engine.data.chat_template_files import (
+    SPECIAL_TOKENS,
+    read_chat_template,
+    read_special_tokens,
+)
 from dsm_engine.data.example import Example, ExampleFault
 from dsm_engine.data.segments import Segment
 from dsm_engine.data.templates import BESIDE_TOKENIZER, Template, TemplateRecipe
@@ -40,11 +44,13 @@ class ChatTemplate(Template):
     def __init__(
         self, recipe: TemplateRecipe, where: str, *, jinja: str, tokenizer: Tokenizer
     ) -> None:
-        super().__init__(recipe, where, source=jinja)
+        today = datetime.combine(datetime.now().date(), time())
+        dated = f"\n{today:%Y-%m-%d}" if "strftime_now" in jinja else ""
+        super().__init__(recipe, where, source=jinja + dated)
         if recipe.answer_prefix:
             raise DsmError(f"{where}: answer_prefix: a chat template writes its own; leave it out")
         self._where = where
-        self._render_text = _renderer(jinja, recipe.variables, tokenizer, where)
+        self._render_text = _renderer(jinja, recipe.variables, tokenizer, where, today)
         prompt, whole = self._render_text(_QUESTION, None), self._render_text(_QUESTION, _ANSWER)
         _check_contents(prompt, whole, where)
         answer = whole.removeprefix(prompt)
@@ -134,18 +140,16 @@ def load_chat_template(
     return ChatTemplate(recipe, where, jinja=jinja, tokenizer=tokenizer)
 
 
-def _renderer(jinja: str, variables: dict[str, Any], tokenizer: Tokenizer, where: str) -> _Render:
+def _renderer(
+    jinja: str, variables: dict[str, Any], tokenizer: Tokenizer, where: str, today: datetime
+) -> _Render:
     import jinja2
 
     try:
-        template = _environment().from_string(jinja)
+        template = _environment(today).from_string(jinja)
     except jinja2.TemplateError as error:
         raise DsmError(f"{where}: is no chat template: {_one_line(error)}") from error
-    values = {"tools": None, "documents": None, **variables}
-    for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
-        content = next((text for text, id in tokenizer.controls.items() if id == token), None)
-        if content is not None:
-            values.setdefault(name, content)
+    values = {"tools": None, "documents": None, **_special_tokens(tokenizer), **variables}
 
     def render(question: str, answer: str | None) -> str:
         messages = [{"role": "user", "content": question}]
@@ -164,7 +168,19 @@ def _renderer(jinja: str, variables: dict[str, Any], tokenizer: Tokenizer, where
     return render
 
 
-def _environment() -> Any:
+def _special_tokens(tokenizer: Tokenizer) -> dict[str, str]:
+    """Those that are control tokens here, by the names a template knows them by."""
+    tokens = read_special_tokens(tokenizer.path.parent)
+    named = {name: text for name, text in tokens.items() if text in tokenizer.controls}
+    for name, token in (("bos_token", tokenizer.bos_id), ("eos_token", tokenizer.eos_id)):
+        content = next((text for text, id in tokenizer.controls.items() if id == token), None)
+        named.pop(name, None)
+        if content is not None:
+            named[name] = content
+    return named
+
+
+def _environment(today: datetime) -> Any:
     import jinja2
     from jinja2 import nodes
     from jinja2.ext import Extension, loopcontrols
@@ -186,13 +202,26 @@ def _environment() -> Any:
     def tojson(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    now = datetime.now()
+    class Undefined(jinja2.Undefined):
+        """Writing a special token that is not there would lose it; asking for it is well."""
+
+        def __str__(self) -> str:
+            if self._undefined_name in SPECIAL_TOKENS:
+                raise jinja2.UndefinedError(
+                    f"it writes {self._undefined_name}, and tokenizer_config.json names no control"
+                    " token of this tokenizer for it (`variables` can)"
+                )
+            return super().__str__()
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[Generation, loopcontrols],
+        undefined=Undefined,
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = now.strftime
+    environment.globals["strftime_now"] = today.strftime
     return environment
 
 

@@ -8,6 +8,10 @@ from dsm_engine.files import atomic_file, read_json, read_text
 
 _FILE = "chat_template.jinja"
 _CONFIG = "tokenizer_config.json"
+SPECIAL_TOKENS = tuple(
+    f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
+)
+"""What transformers passes to a template besides the messages."""
 
 
 def read_chat_template(folder: Path) -> str | None:
@@ -18,11 +22,26 @@ def read_chat_template(folder: Path) -> str | None:
     config = read_json(path) if path.is_file() else {}
     found = config.get("chat_template") if isinstance(config, dict) else None
     if isinstance(found, list):  # [{"name": ..., "template": ...}]
-        named = {entry.get("name"): entry.get("template") for entry in found if entry}
-        found = named.get("default")
+        if not all(isinstance(entry, dict) for entry in found):
+            raise DsmError(f"{path}: chat_template: expected a list of objects with name, template")
+        default = (entry for entry in found if entry.get("name") == "default")
+        found = next(default, {}).get("template")
     if not isinstance(found, str | None):
         raise DsmError(f"{path}: chat_template: expected text, found {type(found).__name__}")
     return found
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """The SPECIAL_TOKENS that tokenizer_config.json gives a value: name to token."""
+    path = folder / _CONFIG
+    config = read_json(path) if path.is_file() else {}
+    tokens = {}
+    for name in SPECIAL_TOKENS if isinstance(config, dict) else ():
+        value = config.get(name)
+        content = value.get("content") if isinstance(value, dict) else value
+        if isinstance(content, str):
+            tokens[name] = content
+    return tokens
 
 
 def copy_chat_template(source: Path, target: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsm_engine.data.indexed_dataset import optimal_dtype
 from dsm_engine.data.tokenizers.early_load import EarlyLoad
-from dsm_engine.data.tokenizers.flat_ids import FlatIds, texts_holding, with_replaced
+from dsm_engine.data.tokenizers.flat_ids import FlatIds, flat_ids, texts_holding, with_replaced
 from dsm_engine.errors import DsmError
 from dsm_engine.nearest import nearest
 
@@ -170,6 +170,8 @@ class _HuggingFace:
         return len(texts_holding(texts, self._tokenizer.missing_bytes))
 
     def encode(self, texts: Sequence[str], holding: Sequence[int], *, threads: int) -> FlatIds:
+        if self._parse_controls and self._tokenizer.normalizes_controls:
+            return flat_ids(self._tokenizer.encode_with_controls(texts))
         flat = self._tokenizer.encode_flat(texts, threads=threads)
         if self._parse_controls and holding:
             parsed = self._tokenizer.encode_with_controls([texts[idx] for idx in holding])

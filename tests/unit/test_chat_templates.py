@@ -1,6 +1,7 @@
 """Hugging Face chat templates: the ids of transformers, supervision from the structure."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -263,6 +264,62 @@ def test_variables_reach_the_template_and_the_fingerprint(tmp_path: Path, byte_l
     assert "system\n1 May 2024" in [s.text for s in old.prompt_segments("q", "en", "cot")]
     other = load(tmp_path, jinja + "\n", byte_level, variables={"date_string": "1 May 2024"})
     assert len({old.fingerprint, new.fingerprint, other.fingerprint}) == 3
+
+
+def test_special_tokens_of_the_config_reach_the_template(tmp_path: Path):
+    from transformers import PreTrainedTokenizerFast
+
+    config = {"pad_token": "<|eot_id|>", "sep_token": {"content": "<|begin_of_text|>"}}
+    ours = load_tokenizer(write_tokenizer(tmp_path, "byte_level", config=config))
+    theirs = PreTrainedTokenizerFast(
+        tokenizer_file=str(tmp_path / "tokenizer.json"),
+        **{"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<|eot_id|>"},
+        sep_token="<|begin_of_text|>",
+    )
+    jinja = "{{ pad_token }}{{ sep_token ~ bos_token }}" + CHATML
+    messages = [{"role": "user", "content": "3 + 4?"}]
+    messages.append({"role": "assistant", "content": CONTENTS["cot"]})
+    segments = load(tmp_path, jinja, ours).render(make_example())
+    expected = theirs.apply_chat_template(messages, chat_template=jinja, return_dict=False)
+    assert ids_of(ours, segments) == expected
+
+
+@pytest.mark.parametrize("written", ["{{ cls_token }}", "{{ 'a' ~ mask_token }}"])
+def test_a_special_token_that_is_not_there_cannot_be_written(tmp_path: Path, written: str):
+    folder = write_tokenizer(tmp_path, "byte_level", config={"mask_token": "[MASK]"})
+    with pytest.raises(DsmError, match=r"it writes (cls|mask)_token, and"):
+        load(tmp_path, written + CHATML, load_tokenizer(folder))
+    jinja = "{% if cls_token is defined or cls_token %}x{% endif %}" + CHATML
+    load(tmp_path, jinja, load_tokenizer(folder))
+    load(tmp_path, "{{ cls_token }}" + CHATML, load_tokenizer(folder), variables={"cls_token": "c"})
+
+
+def test_todays_date_is_a_day_and_part_of_the_fingerprint(
+    tmp_path: Path, byte_level: Tokenizer, monkeypatch
+):
+    jinja = CHATML.replace("You help.", "' + strftime_now('%d %b %Y %H:%M:%S') + '")
+    loaded = {}
+    for number, (day, hour) in enumerate(((1, 0), (1, 23), (2, 0))):
+
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return datetime(2024, 5, day, hour, 59)  # noqa: B023
+
+        monkeypatch.setattr("dsm_engine.data.chat_template.datetime", Clock)
+        loaded[number] = load(tmp_path, jinja, byte_level)
+        plain = load(tmp_path, CHATML, byte_level).fingerprint
+        assert loaded.setdefault("plain", plain) == plain
+    assert loaded[0].fingerprint == loaded[1].fingerprint != loaded[2].fingerprint
+    texts = [segment.text for segment in loaded[1].prompt_segments("q", "en", "cot")]
+    assert "system\n01 May 2024 00:00:00" in texts
+
+
+def test_a_list_of_chat_templates_that_is_none_is_refused(tmp_path: Path):
+    for entries in (["x"], [None], [{"name": "default", "template": 3}]):
+        write_tokenizer(tmp_path, "byte_level", config={"chat_template": entries})
+        with pytest.raises(DsmError, match="chat_template: expected"):
+            load_template("tokenizer", load_tokenizer(tmp_path))
 
 
 THINKING = CHATML.replace(

@@ -23,6 +23,7 @@ from dsm_engine.data import megatron_preprocess
 from dsm_engine.data.indexed_dataset import IndexedDataset, optimal_dtype
 from dsm_engine.data.megatron_preprocess import MegatronRecipe, preprocess_for_megatron
 from dsm_engine.data.sources import line_blocks
+from dsm_engine.data.tokenizers import load_tokenizer
 from dsm_engine.errors import DsmError
 from tests.huggingface_models import bpe, unigram, without_bytes
 from tests.sentencepiece_models import SHAPES, random_text, train_model
@@ -234,6 +235,49 @@ def test_control_strings_stay_text_and_are_counted_unless_they_are_to_be_parsed(
     assert_same_files(tmp_path / "parsed_text_document", tmp_path / "expected")
     dataset = IndexedDataset(tmp_path / "plain_text_document")
     assert not {1, 2} & set(dataset.document(0).tolist() + dataset.document(2).tolist())
+
+
+def test_control_tokens_matched_after_normalisation_are_parsed_as_in_megatron(
+    tmp_path: Path,
+) -> None:
+    import tokenizers
+    from tokenizers import normalizers
+
+    path = bpe(tmp_path / "tokenizer.json", "byte_level")
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_special_tokens([tokenizers.AddedToken("<sep>", normalized=True)])
+    tokenizer.save(str(path))
+    folder = with_config(tmp_path)
+    documents = [{"text": "a\uff1csep\uff1eb"}, {"text": "a<sep>b</s>"}, {"text": "plain"}]
+    lines = write_rows(tmp_path / "in.jsonl", documents)
+    preprocess_for_megatron(recipe(lines, tmp_path / "out", folder, parse_control_tokens=True))
+    tokenize, vocab_size, _ = transformers_reference(folder)
+    assert tokenizer.token_to_id("<sep>") in tokenize(documents[0]["text"])
+    as_megatron(
+        tmp_path / "expected",
+        documents,
+        key="text",
+        tokenize=tokenize,
+        vocab_size=vocab_size,
+        eod=None,
+    )
+    assert_same_files(tmp_path / "out_text_document", tmp_path / "expected")
+
+
+def test_added_tokens_that_only_the_config_has_are_refused(tmp_path: Path) -> None:
+    bpe(tmp_path / "tokenizer.json", "byte_level")
+    path = write_rows(tmp_path / "in.jsonl", [{"text": "a"}])
+    known = {"1": {"content": "<s>"}, "2": {"content": "</s>"}}
+    folder = with_config(tmp_path, added_tokens_decoder=known)
+    preprocess_for_megatron(recipe(path, tmp_path / "out", folder))
+    folder = with_config(tmp_path, added_tokens_decoder={**known, "500": {"content": "<think>"}})
+    for load in (
+        lambda: preprocess_for_megatron(recipe(path, tmp_path / "out", folder)),
+        lambda: load_tokenizer(folder),
+    ):
+        with pytest.raises(DsmError, match=r"has .<think>. \(id 500\), which is no added token"):
+            load()
 
 
 def test_texts_with_characters_the_model_drops_are_counted(tmp_path: Path) -> None:

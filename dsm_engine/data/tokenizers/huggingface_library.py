@@ -41,6 +41,7 @@ class HuggingFaceLibrary:
             vocab_size=vocab_size,
             num_tokens=self.beginning.get_vocab_size(with_added_tokens=True),
             unk_id=_unknown_id(description["model"], self.beginning),
+            normalizes_controls=_normalizes_controls(description),
             missing_bytes=tuple(sorted(missing_bytes(description))),
             template=self._template(),
         )
@@ -115,6 +116,13 @@ class HuggingFaceLibrary:
                     f"{self._path}: drops characters it does not know ({text!r} becomes no token at"
                     " all): give its model an unk_token or byte_fallback"
                 )
+
+
+def _normalizes_controls(description: dict[str, Any]) -> bool:
+    """Of a disarmed tokenizer.json."""
+    return description.get("normalizer") is not None and any(
+        token.get("special") and token.get("normalized") for token in description["added_tokens"]
+    )
 
 
 def _parse(path: Path, data: bytes) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Hugging Face tokenizer.json files."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,12 +76,15 @@ class HuggingFaceTokenizer:
         self.unk_id = self._facts.unk_id
         self.missing_bytes = frozenset(self._facts.missing_bytes)
         self.begins_after_control = self._facts.begins_after_control
+        self.normalizes_controls = self._facts.normalizes_controls
+        """Whether text that is no control string can be one once it is normalised."""
         self.control_strings = list(self.controls)
         """What stays text in text, the name of the unknown token included."""
         config_path = path.with_name(_CONFIG)
         config = read_json(config_path) if config_path.is_file() else {}
         self._config = config if isinstance(config, dict) else {}
         names = {token["content"]: token["id"] for token in self._facts.added_tokens}
+        _check_added_tokens(path, self._config, names)
         self.bos_id = _control_id(path, "bos", bos, config, _BOS_NAMES, names)
         eos_id = _control_id(path, "eos", eos, config, _EOS_NAMES, names)
         if eos_id is None:
@@ -219,6 +222,19 @@ class HuggingFaceTokenizer:
             return fast
         library = self._library.continuation if continuation else self._library.beginning
         return FastEncoder(load_fastokens(lambda kind: kind.from_json_str(library.to_str())))
+
+
+def _check_added_tokens(path: Path, config: dict[str, Any], names: Mapping[str, int]) -> None:
+    """transformers adds the tokens that tokenizer_config.json has besides; ids would differ."""
+    entries = config.get("added_tokens_decoder")
+    for token, entry in entries.items() if isinstance(entries, dict) else ():
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if content not in names:
+            raise DsmError(
+                f"{path}: added_tokens_decoder of {_CONFIG} has {content!r} (id {token}), which is"
+                " no added token of this file, so transformers gives other ids: load the tokenizer"
+                " there and save it again"
+            )
 
 
 def _control_id(

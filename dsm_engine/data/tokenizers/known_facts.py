@@ -40,6 +40,8 @@ class TokenizerFacts:
     """See `Tokenizer.begins_after_control`."""
     vocab_size: int
     num_tokens: int
+    normalizes_controls: bool
+    """Whether a control token is looked for in text that has been normalised."""
     unk_id: int | None
     missing_bytes: tuple[int, ...]
     """See `Tokenizer.missing_bytes`."""
