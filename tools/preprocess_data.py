@@ -180,4 +180,8 @@ def _fail(message: str) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("preprocess_data: interrupted; nothing was published", file=sys.stderr)
+        sys.exit(130)

@@ -113,7 +113,9 @@ def preprocess_for_megatron(
     _check(recipe)
     paths = _input_files(recipe.input)
     prefixes = [Path(f"{recipe.output_prefix}_{key}_document") for key in recipe.json_keys]
-    prepare_targets(*(_with_suffix(prefix, suffix) for prefix in prefixes for suffix in _SUFFIXES))
+    targets = [_with_suffix(prefix, suffix) for prefix in prefixes for suffix in _SUFFIXES]
+    _refuse_overwriting(paths, targets)
+    prepare_targets(*targets)
     tokenizer = load_megatron_tokenizer(
         recipe.tokenizer_type,
         recipe.tokenizer_model,
@@ -122,13 +124,21 @@ def preprocess_for_megatron(
         early=early,
     )
     with ExitStack() as stack:
-        writers = [_Writer(stack, prefix, tokenizer.dtype) for prefix in prefixes]
+        # Published in reverse: every .bin before the first .idx.
+        indexes = [stack.enter_context(atomic_file(_with_suffix(p, ".idx"))) for p in prefixes]
+        files = [stack.enter_context(atomic_file(_with_suffix(p, ".bin"))) for p in prefixes]
+        writers = [
+            _Writer(index, data, tokenizer.dtype)
+            for index, data in zip(indexes, files, strict=True)
+        ]
         run = _Run(recipe, tokenizer, writers)
         run.read(paths, progress or (lambda documents, num_bytes: None))
         if run.num_documents == 0:
             raise DsmError(f"{recipe.input}: no document to write")
         for writer in writers:
             writer.finish()
+        for prefix in prefixes:
+            _with_suffix(prefix, ".idx").unlink(missing_ok=True)
     return MegatronReport(
         prefixes=prefixes,
         num_documents=run.num_documents,
@@ -253,23 +263,17 @@ class _Run:
 
 @dataclass(slots=True)
 class _Writer:
-    """The two files of a key. The .idx is published after the .bin, and an earlier one removed."""
+    """The two files of a key."""
 
-    stack: ExitStack
-    prefix: Path
+    index: IO[bytes]
+    data: IO[bytes]
     dtype: np.dtype[Any]
     num_tokens: int = 0
-    _index: IO[bytes] = field(init=False)
-    _data: IO[bytes] = field(init=False)
     _lengths: array = field(init=False, default_factory=lambda: array("i"))
     _num_sequences: array = field(init=False, default_factory=lambda: array("i"))
 
-    def __post_init__(self) -> None:
-        self._index = self.stack.enter_context(atomic_file(_with_suffix(self.prefix, ".idx")))
-        self._data = self.stack.enter_context(atomic_file(_with_suffix(self.prefix, ".bin")))
-
     def add(self, encoded: _Encoded) -> None:
-        self._data.write(encoded.ids.data)
+        self.data.write(encoded.ids.data)
         self._lengths.frombytes(encoded.lengths.astype(np.int32).tobytes())
         self._num_sequences.frombytes(encoded.num_sequences.astype(np.int32).tobytes())
         self.num_tokens += len(encoded.ids)
@@ -278,11 +282,10 @@ class _Writer:
         """Everything is on the disk after this, under names of its own."""
         ends = np.cumsum(np.frombuffer(self._num_sequences, np.int32), dtype=np.int64)
         lengths = np.frombuffer(self._lengths, np.int32)
-        write_index(self._index, lengths, self.dtype, document_ends=ends)
-        for file in (self._data, self._index):
+        write_index(self.index, lengths, self.dtype, document_ends=ends)
+        for file in (self.data, self.index):
             file.flush()
             os.fsync(file.fileno())
-        _with_suffix(self.prefix, ".idx").unlink(missing_ok=True)
 
 
 def _framed(
@@ -380,6 +383,13 @@ def _input_files(pattern: str) -> list[Path]:
     if not files:
         raise DsmError(f"{pattern}: no such file")
     return files
+
+
+def _refuse_overwriting(inputs: Sequence[Path], targets: Sequence[Path]) -> None:
+    read = {os.path.realpath(path) for path in inputs}
+    for target in targets:
+        if os.path.realpath(target) in read:
+            raise DsmError(f"{target}: is read and would be overwritten: give another prefix")
 
 
 def _with_suffix(prefix: Path, suffix: str) -> Path:

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -607,6 +608,49 @@ def test_a_full_disk_leaves_nothing_under_a_final_name(tmp_path: Path, model: Pa
     assert "cannot be written" in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(folder.iterdir()) == []
+
+
+def test_the_input_is_never_overwritten(tmp_path: Path, model: Path) -> None:
+    path = write_rows(tmp_path / "a_text_document.bin", [{"text": "a"}])
+    content = path.read_bytes()
+    with pytest.raises(DsmError, match="is read and would be overwritten"):
+        preprocess_for_megatron(recipe(path, tmp_path / "a", model))
+    assert path.read_bytes() == content
+
+
+def test_a_fault_among_the_renames_leaves_no_index(
+    tmp_path: Path, model: Path, monkeypatch
+) -> None:
+    path = write_rows(tmp_path / "in.jsonl", rows())
+    replace = Path.replace
+
+    def failing(self, target):
+        if target.name == "out_text_document.bin":
+            raise OSError("no rename")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", failing)
+    with pytest.raises(DsmError, match="no rename"):
+        preprocess_for_megatron(recipe(path, tmp_path / "out", model, json_keys=["text", "title"]))
+    assert not list(tmp_path.glob("*.idx"))
+
+
+def test_an_interrupted_tool_says_so_in_one_line(tmp_path: Path, model: Path) -> None:
+    fifo = tmp_path / "in.jsonl"
+    os.mkfifo(fifo)
+    command = [sys.executable, TOOL, *flags(fifo, tmp_path / "out", model)]
+    with (
+        subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        ) as process,
+        fifo.open("wb"),
+    ):  # opens when the tool has
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors.count("\n")) == (130, 1)
 
 
 def test_the_tool_starts_without_heavy_packages(tmp_path: Path, model: Path) -> None:

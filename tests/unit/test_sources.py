@@ -315,7 +315,7 @@ def test_rows_know_their_places(tmp_path: Path, compress):
     path = tmp_path / "a"
     path.write_bytes(gzip.compress(content) if compress else content)
     found = [(row.line, row.byte, row.raw) for row in rows.read_lines(path)]
-    assert found == [(1, 0, b'{"a":1}'), (4, 16, b'{"b":2}'), (5, 24, b'{"c":3}')]
+    assert found == [(1, 3, b'{"a":1}'), (4, 16, b'{"b":2}'), (5, 24, b'{"c":3}')]
 
 
 def test_a_line_too_long_is_one_bad_row_and_the_next_is_read(tmp_path: Path, monkeypatch):

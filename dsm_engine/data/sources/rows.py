@@ -75,14 +75,15 @@ def line_rows(
         too_long = size > MAX_LINE_BYTES and not raw.endswith(b"\n")
         if too_long:
             raw, size = raw[:BUFFER_BYTES], size + _skip_line(file)
-        if byte == 0:
-            raw = raw.removeprefix(BYTE_ORDER_MARK)
+        place = byte
+        if byte == 0 and raw.startswith(BYTE_ORDER_MARK):
+            place, raw = len(BYTE_ORDER_MARK), raw.removeprefix(BYTE_ORDER_MARK)
         raw = raw.rstrip(b"\r\n")
         if raw.strip():
             yield Row(
                 path=path,
                 line=line,
-                byte=byte,
+                byte=place,
                 raw=raw,
                 position=on_disk.tell(),
                 too_long=too_long,
