@@ -36,8 +36,8 @@ enum class DuplicateVerdict : uint8_t { fresh, exact, near };
 
 /// Decides about documents one after the other: each is compared with those kept before it, and
 /// kept where it is fresh. Candidates share a band of the signature and the numbers (LSH); the
-/// estimate of the Jaccard similarity over the whole signature then decides. About 330 bytes a
-/// document that is kept.
+/// estimate of the Jaccard similarity over the whole signature then decides. docs/preprocessing.md
+/// has the memory it takes.
 class DuplicateFinder {
  public:
   /// Throws InputError unless 0 < threshold <= 1.

@@ -58,7 +58,7 @@ def open_duplicates(recipe: PreprocessRecipe) -> Duplicates | None:
 
 
 class _Exact:
-    """Eight bytes a document: sorted runs, of which none is smaller than what follows it."""
+    """Holds eight bytes a document: sorted runs, none smaller than what follows it."""
 
     def __init__(self) -> None:
         self._runs: list[NDArray[np.uint64]] = []

@@ -68,7 +68,7 @@ class DuplicateFinder:
     """Decides about documents in their order: the first of its duplicates is kept.
 
     A document is compared with those kept before it alone, so verdicts do not depend on how the
-    stream is cut into calls. Memory: some 400 to 600 bytes a document that is kept.
+    stream is cut into calls. Memory: 417 to 727 bytes a kept document at the peak.
     """
 
     def __init__(self, threshold: float = 0.9) -> None:
