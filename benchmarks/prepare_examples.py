@@ -27,7 +27,7 @@ from dsm_engine.recipes import dump_yaml
 
 _SEED = 21
 _BATCH = 1000
-_PHASES = "processor seconds by phase: "
+_PHASES = "seconds by phase, summed over processes: "
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -109,7 +109,7 @@ def _print_shares(shares: Sequence[tuple[str, "SourceShare"]]) -> None:
 def _print_phases(phase_s: dict[str, float]) -> None:
     if phase_s:
         each = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phase_s.items())
-        _print(f"processor seconds by phase: {each}")
+        _print(f"seconds by phase, summed over processes: {each}")
 
 
 def _print(text: str) -> None:

@@ -36,7 +36,7 @@ class Making:
         self.num_own_blocks = 0
         self.num_resumed = 0
         self.phase_s: dict[str, float] = {}
-        """Processor seconds of each phase, summed over the processes."""
+        """Seconds of each phase, by the clock, summed over the processes."""
         self._opened = opened
         self._folder = folder
         self._shard = shard

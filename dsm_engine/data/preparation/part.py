@@ -56,7 +56,7 @@ class PartCounts:
     contaminated: list[RowFault] = field(default_factory=list)
     """Rows of documents in which benchmark text was found, for the quarantine."""
     phase_s: dict[str, float] = field(default_factory=dict)
-    """Seconds of one processor by phase; they say nothing of the dataset."""
+    """Seconds by phase, by the clock; they say nothing of the dataset."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
