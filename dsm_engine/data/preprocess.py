@@ -58,7 +58,7 @@ class PreprocessReport:
     num_discarded: int = 0
     """Parts of earlier runs that were of something else, and are removed."""
     phase_s: dict[str, float] = field(default_factory=dict)
-    """Seconds of each phase, by the clock, summed over the processes that worked on it in this run."""
+    """Seconds of each phase in this run, by the clock, summed over the processes."""
 
 
 @dataclass(frozen=True, kw_only=True)

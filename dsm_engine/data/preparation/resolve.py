@@ -182,14 +182,17 @@ class Resolver:
         if self._rejects is None:
             return
         path = self._sources[part.counts.source_idx].path
-        line = self._num_lines[part.counts.source_idx] + fault.line
-        self._rejects.write(_quarantine_line(str(path), line, fault))
+        self._rejects.write(_quarantine_line(str(path), self._line(fault, part), fault))
         self.num_quarantined += 1
 
     def _place(self, fault: RowFault, part: Part) -> str:
         path = self._sources[part.counts.source_idx].path
-        line = self._num_lines[part.counts.source_idx] + fault.line
+        line = self._line(fault, part)
         return f"{path}:row {line}" if fault.byte is None else f"{path}:{line}:{fault.byte}"
+
+    def _line(self, fault: RowFault, part: Part) -> int:
+        """The fault's line in its file."""
+        return self._num_lines[part.counts.source_idx] + fault.line
 
 
 def _quarantine_line(path: str, line: int, fault: RowFault) -> bytes:
