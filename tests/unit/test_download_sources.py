@@ -1,18 +1,13 @@
 """tools/download_sources.py against a local server: whole files or none, whatever it does."""
 
 import gzip
-import hashlib
-import re
 import resource
 import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -21,148 +16,26 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsm_engine.data.recipe import PreprocessRecipe
-from dsm_engine.data.sources.held_out import refuse_benchmark
-from dsm_engine.data.sources.registry import READERS, make_reader
 from dsm_engine.errors import DsmError
-from dsm_engine.recipes import load_recipe, validate_recipe
+from tests.download_server import (
+    CONTENT,
+    OTHER,
+    Served,
+    Server,
+    a_source,
+    catalogue_of,
+    sha256,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPOSITORY / "tools"))
 try:
     import download_sources as tool
-    import held_out_questions
     from http_download import Patience, download
 finally:
     sys.path.remove(str(REPOSITORY / "tools"))
 
-CONTENT = bytes(range(256)) * 4096  # 1 MiB: several reads of a socket
-OTHER = CONTENT[::-1]
 PATIENCE = Patience(timeout_s=0.3, attempts=3, pause_s=0.001)
-
-
-@dataclass
-class Served:
-    """What a server does for one path; `cuts` and `status` are used up, one a request."""
-
-    content: bytes = CONTENT
-    etag: str = '"one"'
-    last_modified: str = ""
-    ranges: bool = True
-    shift: int = 0
-    """How far behind the range that is asked for the one it sends begins."""
-    most: int | None = None
-    """The bytes of a range that are sent at once."""
-    total: str = "{}"
-    """What a range says of the length of the whole file."""
-    unasked: bool = False
-    """Whether it sends ranges that nobody asked for."""
-    believes: bool = True
-    """Whether If-Range is looked at."""
-    cuts: list[int] = field(default_factory=list)
-    """After how many bytes the connection is closed."""
-    status: list[int] = field(default_factory=list)
-    """Errors that come first."""
-    hangs: bool = False
-    """Instead of closing a connection, it is left open in silence."""
-    chunked: bool = False
-    changes: list[tuple[bytes, str] | None] = field(default_factory=list)
-    """What the file and its ETag become, one a request."""
-    headers: dict[str, str] = field(default_factory=dict)
-
-
-class Server:
-    """A web server in a thread, and the requests it has had as (path, Range)."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, Served] = {}
-        self.requests: list[tuple[str, str | None]] = []
-        self.released = threading.Event()
-        handler = type("Handler", (_Handler,), {"owner": self})
-        self._server = _QuietServer(("127.0.0.1", 0), handler)
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self.released.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _QuietServer(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has left is no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    owner: Server
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        asked = self.headers.get("Range")
-        self.owner.requests.append((self.path, asked))
-        served = self.owner.files.get(self.path)
-        if served is None or served.status:
-            self._refuse(404 if served is None else served.status.pop(0), served)
-            return
-        if served.changes and (change := served.changes.pop(0)):
-            served.content, served.etag = change
-        start = self._start(served, asked)
-        if start is None:
-            self._refuse(416, served)
-            return
-        is_range = bool(start) or served.unasked
-        most = served.most if is_range else None
-        body = served.content[start:][:most]
-        self.send_response(206 if is_range else 200)
-        if is_range:
-            total = served.total.format(len(served.content))
-            self.send_header("Content-Range", f"bytes {start}-{start + len(body) - 1}/{total}")
-        self._send_body(served, body)
-
-    def _start(self, served: Served, asked: str | None) -> int | None:
-        validator = served.etag or served.last_modified
-        if not asked or not served.ranges:
-            return 0
-        if served.believes and self.headers.get("If-Range") != validator:
-            return 0
-        match = re.fullmatch(r"bytes=(\d+)-", asked)
-        assert match is not None
-        start = int(match[1]) + served.shift
-        return start if start < len(served.content) else None
-
-    def _send_body(self, served: Served, body: bytes) -> None:
-        for name, value in (("ETag", served.etag), ("Last-Modified", served.last_modified)):
-            if value:
-                self.send_header(name, value)
-        length = {"Transfer-Encoding": "chunked"} if served.chunked else {}
-        for name, value in ({"Content-Length": str(len(body))} | served.headers | length).items():
-            if not (served.chunked and name == "Content-Length"):
-                self.send_header(name, value)
-        self.end_headers()
-        cut = served.cuts.pop(0) if served.cuts else None
-        sent = body[:cut]
-        as_chunk = served.chunked and sent  # an empty chunk would be the end
-        self.wfile.write(b"%x\r\n%s\r\n" % (len(sent), sent) if as_chunk else sent)
-        self.wfile.flush()
-        if cut is None:
-            self.wfile.write(b"0\r\n\r\n" if served.chunked else b"")
-            return
-        if served.hangs:
-            self.owner.released.wait(10)
-        self.close_connection = True
-
-    def _refuse(self, status: int, served: Served | None) -> None:
-        self.send_response(status)
-        self.send_header("Content-Length", "0")
-        for name, value in (served.headers if served else {}).items():
-            self.send_header(name, value)
-        self.end_headers()
 
 
 @pytest.fixture
@@ -173,32 +46,6 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     running = Server()
     yield running
     running.close()
-
-
-def sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def a_source(address: str, **changes: Any) -> dict[str, Any]:
-    """A source of one pinned file, as the catalogue has it; changes of the file are keywords."""
-    file = {
-        "remote": "data/a.jsonl",
-        "path": "a/a.jsonl",
-        "bytes": len(CONTENT),
-        "sha256": sha256(CONTENT),
-    }
-    return {
-        "kind": "training",
-        "licence": "MIT",
-        "homepage": "https://a.example",
-        "address": address,
-        "reader": "jsonl",
-        "files": [file | changes],
-    }
-
-
-def catalogue_of(**sources: Any) -> Any:
-    return validate_recipe({"sources": sources}, tool.Catalogue, "test")
 
 
 @pytest.fixture
@@ -779,125 +626,6 @@ def test_https_that_leads_to_plain_http_is_refused():
     response = type("Response", (), {"url": "http://a.example/x", "headers": {}})
     with pytest.raises(DsmError, match="not encrypted"):
         sys.modules["http_download"]._check_transport("https://a.example/x", response)
-
-
-# --- the catalogue --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("key", ["path", "remote"])
-@pytest.mark.parametrize(
-    "path", ["../a", "a/../../b", "/etc/passwd", "", "a//b", "a/", ".a", "a/.b", "a\\..\\b"]
-)
-def test_paths_that_leave_the_folder_are_refused(key, path):
-    with pytest.raises(DsmError, match="is not a plain path below the target folder"):
-        catalogue_of(a=a_source("https://a.example", **{key: path}))
-
-
-def test_members_that_leave_the_folder_are_refused():
-    with pytest.raises(DsmError, match="is not a plain path"):
-        catalogue_of(a=a_source("https://a.example", members={"../a": "x"}))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"address": "file:///etc"}, "is not an address of http or https"),
-        ({"reader": None}, "names its reader"),
-        ({"licens": "MIT"}, "did you mean 'licence'"),
-        ({"files": []}, "at least 1 item"),
-    ],
-)
-def test_a_source_of_another_shape_is_refused(change, message):
-    with pytest.raises(DsmError, match=message):
-        catalogue_of(a=a_source("https://a.example") | change)
-
-
-def test_two_files_at_one_path_are_refused():
-    with pytest.raises(DsmError, match=r"two files are to be at a/a\.jsonl"):
-        catalogue_of(a=a_source("https://a.example"), b=a_source("https://b.example"))
-
-
-def test_every_training_source_names_a_reader_and_every_reader_is_one():
-    for name, source in tool.load_catalogue().sources.items():
-        assert source.reader in READERS or (source.reader is None and source.kind == "benchmark"), (
-            name
-        )
-
-
-def test_every_published_address_is_encrypted_and_all_but_one_at_a_fixed_revision():
-    moving = []
-    for name, source in tool.load_catalogue().sources.items():
-        assert source.address.startswith("https://")
-        if not re.search(r"/[0-9a-f]{40}$", source.address):
-            moving.append(name)
-            assert all(file.unverified for file in source.files)
-    assert moving == ["mathcoder"]
-
-
-def test_a_file_without_a_checksum_is_of_the_hub_or_says_what_is_inferred():
-    for source in tool.load_catalogue().sources.values():
-        for file in source.files:
-            on_hub = source.address.startswith("https://huggingface.co/")
-            assert file.sha256 or on_hub or file.unverified, file.path
-
-
-def test_the_default_paths_of_the_recipes_are_what_the_tool_writes():
-    written = {
-        f"data/sources/{path}": source
-        for source in tool.load_catalogue().sources.values()
-        for file in source.files
-        for path in (file.path, *file.members)
-    }
-    recipes = sorted((REPOSITORY / "configs" / "data").glob("*.yaml"))
-    read = 0
-    for recipe in recipes:
-        loaded = load_recipe(recipe, [], PreprocessRecipe)
-        for source in loaded.sources:
-            path = loaded.sources_folder / source.path
-            if path.is_relative_to("data/sources"):
-                read += 1
-                assert written[str(path)].reader == source.reader, recipe
-                assert written[str(path)].kind == "training", recipe
-        for benchmark in loaded.decontamination.benchmarks if loaded.decontamination else ():
-            path = loaded.sources_folder / benchmark.path
-            assert written[str(path)].kind == "benchmark", recipe
-    assert read >= 22
-
-
-def test_what_is_never_trained_on_is_a_benchmark():
-    """By the checksums of held_out_questions' files, through the names they share."""
-    kinds: dict[str, set[str]] = {}
-    for source in tool.load_catalogue().sources.values():
-        for file in source.files:
-            kinds.setdefault(file.path, set()).add(source.kind)
-    for folder, files in held_out_questions.BENCHMARKS.items():
-        for file in files:
-            name = file.removesuffix(".gz")
-            path = f"{folder}/{name}"
-            if folder == "deepseek_math_eval":
-                path = f"{folder}/{name.removeprefix('evaluation__datasets__').replace('__', '/')}"
-            elif folder == "other_benchmarks":
-                path = f"{name.split('__')[2].replace('-', '_')}/test.jsonl"
-            elif folder == "math_test_tora":
-                path = "math/test.jsonl"
-            assert kinds[path] == {"benchmark"}, path
-
-
-def test_the_published_files_are_those_of_the_catalogue(shared_folder, tmp_path):
-    """The checksums are compared with copies, and what is to be trained on holds no benchmark."""
-    catalogue = tool.load_catalogue()
-    places = tool.Places(tmp_path, folder=shared_folder / "data")
-    lock = tool.Lock(tmp_path)
-    num_files = 0
-    for source in catalogue.sources.values():
-        for file in source.files:
-            if file.sha256 is None or file.members:
-                continue
-            num_files += 1
-            tool.obtain_file(source, file, places, lock)
-            if source.kind == "training" and source.reader:
-                refuse_benchmark(make_reader(source.reader), tmp_path / file.path, file.path)
-    assert num_files >= 30
 
 
 # --- the command line -----------------------------------------------------------------------------
