@@ -323,3 +323,22 @@ def test_a_mixture_of_nothing_is_an_error(recipe: PreprocessRecipe):
     with pytest.raises(DsmError, match="the mixture takes no example: see caps, epochs and"):
         preprocess(recipe.model_copy(update={"sources": sources}), workers=1)
     assert files_of(recipe.output) == before
+
+
+def test_a_worker_at_work_ends_with_its_parent():
+    program = (
+        "import os, time\n"
+        "from dsm_engine.data.preparation.workers import Workers\n"
+        "def work(task):\n    print(os.getpid(), flush=True)\n    time.sleep(600)\n"
+        "with Workers(work, 2) as workers:\n    list(workers.map(iter([1, 2])))\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    pids = [process.stdout.readline().strip() for _ in range(2)]
+    assert all(map(is_running, pids))
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not left
