@@ -40,6 +40,7 @@ def test_kills_at_random_moments_lose_nothing_and_repeat_nothing(tmp_path: Path)
         num_killed += process.wait() != 0
         if process.returncode == 0:  # it was done before: begin anew
             assert files_of(recipe.output) == expected
+            assert {path.name for path in recipe.output.parent.iterdir()} == set(expected)
             for file in recipe.output.parent.iterdir():
                 file.unlink()
     assert run(recipe, "--workers", "2", **values).returncode == 0

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dsm_engine.data.preparation import blocks
+from dsm_engine.data.preparation import blocks, parts_folder
 from dsm_engine.data.preparation.part import read_part
 from dsm_engine.data.preparation.parts_folder import PartsFolder
 from dsm_engine.data.preparation.plan import RECIPE_OF_PARTS, SOURCE_OF_PARTS, read_plan
@@ -342,3 +342,19 @@ def test_a_worker_at_work_ends_with_its_parent():
     while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not left
+
+
+def test_what_a_run_killed_at_its_removal_left_is_removed(
+    recipe: PreprocessRecipe, monkeypatch: pytest.MonkeyPatch
+):
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(parts_folder.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(recipe, workers=1)
+    folder = recipe.output.parent
+    assert {path.name for path in folder.iterdir()} > files_of(recipe.output).keys()
+    preprocess(recipe, workers=1)
+    assert {path.name for path in folder.iterdir()} == files_of(recipe.output).keys()

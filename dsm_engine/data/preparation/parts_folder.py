@@ -99,6 +99,8 @@ class PartsFolder:
                         break
                 os.close(descriptor)  # the one before has removed its file
                 descriptor = _open_lock(path)
+            if not shared:
+                self._finish_removals()
             yield
         finally:
             with suppress(OSError):  # where other shards work, the last one removes it
@@ -167,6 +169,13 @@ class PartsFolder:
             pass
         except OSError as error:
             raise DsmError(f"{self.path}: cannot be removed: {error.strerror or error}") from error
+
+    def _finish_removals(self) -> None:
+        """Removes what `remove` had set aside when its process was killed."""
+        aside = re.compile(rf"\.{re.escape(self.path.name)}\.\d+\.\d+\.tmp")
+        for entry in self.path.parent.iterdir():
+            if aside.fullmatch(entry.name):
+                shutil.rmtree(entry, ignore_errors=True)
 
     def _part(self, block: int) -> Path:
         return self.path / f"{block:08d}.part"
