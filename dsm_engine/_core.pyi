@@ -167,9 +167,31 @@ class PackGatherer:
     def prefetch(self, pack_idx: int) -> None: ...
 
 def packed_metadata(
-    cu_seqlens: int, num_entries: int, num_tokens: int, position_ids: int, document_ids: int
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    tokens: int,
+    supervised: int,
+    position_ids: int,
+    document_ids: int,
+    segment_ends: int,
+    labels: int,
+    loss_weights: int,
+    max_seqlen: int,
+    /,
 ) -> None: ...
-def dense_mask(cu_seqlens: int, num_entries: int, num_tokens: int, mask: int) -> None: ...
+def dense_mask(
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    row_length: int,
+    banded: bool,
+    causal: bool,
+    window: int,
+    element_bytes: int,
+    mask: int,
+    /,
+) -> None: ...
 
 class SentencePieceBpe:
     def __init__(

@@ -2,10 +2,27 @@ def packed_metadata(
     cu_seqlens: int,
     num_entries: int,
     num_tokens: int,
+    tokens: int,
+    supervised: int,
     position_ids: int,
     document_ids: int,
+    segment_ends: int,
+    labels: int,
+    loss_weights: int,
+    max_seqlen: int,
     stream: int,
+    /,
 ) -> None: ...
 def dense_mask(
-    cu_seqlens: int, num_entries: int, num_tokens: int, mask: int, stream: int
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    row_length: int,
+    banded: bool,
+    causal: bool,
+    window: int,
+    element_bytes: int,
+    mask: int,
+    stream: int,
+    /,
 ) -> None: ...

@@ -22,6 +22,23 @@ def check_cu_seqlens(op: str, cu_seqlens: torch.Tensor) -> torch.Tensor:
     return cu_seqlens.contiguous()
 
 
+def check_row(op: str, name: str, row: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The row made contiguous; raises DsmError unless it is one-dimensional and of this dtype."""
+    if row.dtype != dtype or row.dim() != 1:
+        raise DsmError(
+            f"dsm::{op}: {name} is one row of {dtype}, found {row.dtype} {tuple(row.shape)}"
+        )
+    return row.contiguous()
+
+
+def check_one_device(op: str, *tensors: torch.Tensor) -> None:
+    """Raises DsmError unless the tensors are on one device."""
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise DsmError(f"dsm::{op}: all tensors are on one device, found {names}")
+
+
 def check_num_tokens(op: str, num_tokens: int) -> None:
     """Raises DsmError unless num_tokens is the size of a pack, which int32 must hold."""
     if not 0 <= num_tokens < 1 << 31:
