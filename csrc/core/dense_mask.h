@@ -76,6 +76,24 @@ DSM_HOST_DEVICE inline uint64_t mask_word(MaskBits<Element> bits, int begin, int
   return (repeated(bits.attended) & attended) | (repeated(bits.masked) & ~attended);
 }
 
+/// The chunk of a row that begins at this column; an end of the range is in it.
+template <class Element>
+DSM_HOST_DEVICE inline Chunk mixed_chunk(MaskBits<Element> bits, ColumnRange attended,
+                                         int64_t first_column) {
+  constexpr int64_t width = sizeof(Chunk) / sizeof(Element);
+  // Before or after the chunk is as good as at its edge, and 32 bits are enough.
+  const auto byte_within = [first_column](int64_t column) {
+    const int64_t within = column - first_column;
+    return static_cast<int>(within < 0       ? 0
+                            : within > width ? width
+                                             : within) *
+           static_cast<int>(sizeof(Element));
+  };
+  const int begin = byte_within(attended.begin);
+  const int end = byte_within(attended.end);
+  return {mask_word(bits, begin, end), mask_word(bits, begin - 8, end - 8)};
+}
+
 /// Writes the row's chunks lane, lane + lanes, ...: 16 bytes each, where 16 divides the address;
 /// and of the elements before and after those its share.
 template <class Element>
@@ -91,21 +109,24 @@ DSM_HOST_DEVICE inline void write_mask_row(Element* row, int64_t row_length, Col
   const auto address = reinterpret_cast<uintptr_t>(row) / sizeof(Element);
   const int64_t first_aligned = static_cast<int64_t>(-address % width);
   const int64_t head = first_aligned < row_length ? first_aligned : row_length;
-  const int64_t num_chunks = (row_length - head) / width;
+  const int num_chunks = static_cast<int>((row_length - head) / width);
   write_elements(0, head);
-  Chunk* chunks = reinterpret_cast<Chunk*>(row + head);
-  // Of the range, what is before or after a chunk is as good as next to it: 32 bits are enough.
-  const auto within = [](int64_t column) {
-    const int64_t clamped = column < 0 ? 0 : column > width ? width : column;
-    return static_cast<int>(clamped) * static_cast<int>(sizeof(Element));
+  // The chunks that hold the range's ends, -1 for one in the head: only those are mixed.
+  const auto chunk_of = [head](int64_t column) {
+    return static_cast<int>((column - head + width) / width) - 1;
   };
-  for (int64_t i = lane; i < num_chunks; i += lanes) {
-    const int64_t first_column = head + i * width;
-    const int begin = within(attended.begin - first_column);
-    const int end = within(attended.end - first_column);
-    chunks[i] = {mask_word(bits, begin, end), mask_word(bits, begin - 8, end - 8)};
+  const int begin_chunk = chunk_of(attended.begin);
+  const int end_chunk = chunk_of(attended.end);
+  Chunk* chunks = reinterpret_cast<Chunk*>(row + head);
+  for (int i = lane; i < num_chunks; i += lanes) {
+    const uint64_t word = repeated(i > begin_chunk && i < end_chunk ? bits.attended : bits.masked);
+    Chunk chunk{word, word};
+    if (i == begin_chunk || i == end_chunk) {
+      chunk = mixed_chunk(bits, attended, head + int64_t{i} * width);
+    }
+    chunks[i] = chunk;
   }
-  write_elements(head + num_chunks * width, row_length);
+  write_elements(head + int64_t{num_chunks} * width, row_length);
 }
 
 /// How the rows are dealt to blocks and threads.

@@ -2,11 +2,12 @@
 // from it: for every q one range of consecutive columns, also in the banded form.
 //
 // A block writes 32 KiB of consecutive rows, or one longer row. A thread searches its first row's
-// document once, walks on from row to row, and writes every so many of the row's 16-byte chunks,
-// each from two words of constants shifted by the range: some 40 instructions a chunk, where an SM
-// of an H200 has time for a hundred between two stores. Chunks stand where 16 divides the address,
-// whatever the row's length; what is before and after them is written by elements. num_tokens *
-// row_length elements are written and next to none read: the bound is store bandwidth.
+// document once, walks on from row to row, and writes every so many of the row's 16-byte chunks:
+// constants, but for the two that hold an end of the range, which are constants shifted by it. Some
+// 30 instructions a chunk, where an SM of an H200 issues a hundred in the time its share of the
+// memory takes a warp's 512 bytes. Chunks stand where 16 divides the address, whatever the row's
+// length; what is before and after them is written by elements. num_tokens * row_length elements
+// are written and next to none read: the bound is store bandwidth.
 
 #include "cuda/dense_mask.h"
 #include "cuda/launch.h"
