@@ -192,6 +192,21 @@ def dense_mask(
     mask: int,
     /,
 ) -> None: ...
+def segment_loss(
+    token_losses: int,
+    loss_weights: int,
+    num_tokens: int,
+    cu_seqlens: int,
+    num_documents: int,
+    slice_ids: int,
+    num_columns: int,
+    num_slices: int,
+    document_losses: int,
+    document_counts: int,
+    slice_losses: int,
+    slice_counts: int,
+    /,
+) -> None: ...
 
 class SentencePieceBpe:
     def __init__(

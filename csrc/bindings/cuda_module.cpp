@@ -11,6 +11,7 @@
 #include "bindings/operator_arguments.h"
 #include "cuda/dense_mask.h"
 #include "cuda/packed_metadata.h"
+#include "cuda/segment_loss.h"
 
 namespace py = pybind11;
 
@@ -47,10 +48,22 @@ void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, i
         "dense_mask");
 }
 
+void segment_loss(uintptr_t token_losses, uintptr_t loss_weights, int64_t num_tokens,
+                  uintptr_t cu_seqlens, int64_t num_documents, uintptr_t slice_ids,
+                  int64_t num_columns, int64_t num_slices, uintptr_t document_losses,
+                  uintptr_t document_counts, uintptr_t slice_losses, uintptr_t slice_counts,
+                  uintptr_t stream) {
+  const auto arguments = dsm::bindings::segment_loss_arguments(
+      token_losses, loss_weights, num_tokens, cu_seqlens, num_documents, slice_ids, num_columns,
+      num_slices, document_losses, document_counts, slice_losses, slice_counts);
+  check(dsm::cuda::segment_loss(arguments, at<CUstream_st>(stream)), "segment_loss");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "CUDA launchers of dsm_engine; use them through dsm_engine.ops.";
   module.def("packed_metadata", &packed_metadata);
   module.def("dense_mask", &dense_mask);
+  module.def("segment_loss", &segment_loss);
 }

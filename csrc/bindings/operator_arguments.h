@@ -4,6 +4,7 @@
 
 #include "core/dense_mask.h"
 #include "core/packed_metadata.h"
+#include "core/segment_loss.h"
 
 // The operators take addresses as integers: reading a tensor's costs far less than wrapping it.
 // What the modules of the CPU and of CUDA share.
@@ -52,6 +53,27 @@ auto with_mask_bits(int element_bytes, const Write& write) {
   if (element_bytes == 1) return write(bool_mask_bits);
   if (element_bytes == 2) return write(bfloat16_mask_bits);
   return write(float32_mask_bits);
+}
+
+inline SegmentLossArguments segment_loss_arguments(uintptr_t token_losses, uintptr_t loss_weights,
+                                                   int64_t num_tokens, uintptr_t cu_seqlens,
+                                                   int64_t num_documents, uintptr_t slice_ids,
+                                                   int64_t num_columns, int64_t num_slices,
+                                                   uintptr_t document_losses,
+                                                   uintptr_t document_counts,
+                                                   uintptr_t slice_losses, uintptr_t slice_counts) {
+  return {at<const float>(token_losses),
+          at<const float>(loss_weights),
+          num_tokens,
+          at<const int32_t>(cu_seqlens),
+          num_documents,
+          at<const int32_t>(slice_ids),
+          num_columns,
+          num_slices,
+          at<double>(document_losses),
+          at<int64_t>(document_counts),
+          at<double>(slice_losses),
+          at<int64_t>(slice_counts)};
 }
 
 }  // namespace dsm::bindings

@@ -25,11 +25,22 @@ void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, i
   with_mask_bits(element_bytes, [&](auto bits) { dsm::dense_mask(arguments, bits); });
 }
 
+void segment_loss(uintptr_t token_losses, uintptr_t loss_weights, int64_t num_tokens,
+                  uintptr_t cu_seqlens, int64_t num_documents, uintptr_t slice_ids,
+                  int64_t num_columns, int64_t num_slices, uintptr_t document_losses,
+                  uintptr_t document_counts, uintptr_t slice_losses, uintptr_t slice_counts) {
+  py::gil_scoped_release release;
+  dsm::segment_loss(segment_loss_arguments(
+      token_losses, loss_weights, num_tokens, cu_seqlens, num_documents, slice_ids, num_columns,
+      num_slices, document_losses, document_counts, slice_losses, slice_counts));
+}
+
 }  // namespace
 
 void bind_operators(py::module_& module) {
   module.def("packed_metadata", &packed_metadata);
   module.def("dense_mask", &dense_mask);
+  module.def("segment_loss", &segment_loss);
 }
 
 }  // namespace dsm::bindings

@@ -5,6 +5,7 @@
 
 #include "core/dense_mask.h"
 #include "core/packed_metadata.h"
+#include "core/segment_loss.h"
 
 // The kernels of csrc/cuda as the CPU runs them: block by block, within a phase thread by thread,
 // the same bodies on the same indices. A barrier ends a phase.
@@ -46,6 +47,20 @@ void run_dense_mask(const DenseMaskArguments& arguments, MaskBits<Element> bits)
   run_grid(grid.num_blocks, [&](int64_t block_idx, int thread_idx) {
     dense_mask_body(arguments, grid, bits, block_idx, thread_idx);
   });
+}
+
+inline void run_segment_loss(const SegmentLossArguments& arguments) {
+  for (int64_t document = 0; document < arguments.num_documents; ++document) {
+    const LossSum sum =
+        fold_block([&](int lane) { return document_lane(arguments, document, lane); });
+    arguments.document_losses[document] = sum.loss;
+    arguments.document_counts[document] = sum.count;
+  }
+  for (int64_t slice = 0; slice < arguments.num_slices; ++slice) {
+    const LossSum sum = fold_block([&](int lane) { return slice_lane(arguments, slice, lane); });
+    arguments.slice_losses[slice] = sum.loss;
+    arguments.slice_counts[slice] = sum.count;
+  }
 }
 
 }  // namespace dsm::test

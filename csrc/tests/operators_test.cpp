@@ -2,15 +2,16 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstdlib>
 #include <limits>
+#include <set>
 #include <vector>
 
 #include "core/dense_mask.h"
 #include "core/error.h"
 #include "core/packed_metadata.h"
 #include "core/random.h"
+#include "core/segment_loss.h"
 #include "tests/check.h"
 #include "tests/emulated_grid.h"
 #include "tests/random_packs.h"
@@ -222,6 +223,134 @@ void minus_infinity_stands_where_a_query_does_not_attend() {
   CHECK(dsm::bfloat16_mask_bits.masked == bits >> 16);
 }
 
+struct LossOutputs {
+  std::vector<double> document_losses, slice_losses;
+  std::vector<int64_t> document_counts, slice_counts;
+
+  LossOutputs(int64_t num_documents, int64_t num_slices)
+      : document_losses(index(num_documents), -1),
+        slice_losses(index(num_slices), -1),
+        document_counts(index(num_documents), -1),
+        slice_counts(index(num_slices), -1) {}
+
+  bool operator==(const LossOutputs&) const = default;
+};
+
+struct LossInputs {
+  std::vector<int32_t> cu_seqlens, slice_ids;
+  std::vector<float> token_losses, loss_weights;
+  int64_t num_columns, num_slices;
+
+  /// Losses are multiples of 1 / 1,024: any order of additions gives the same sum.
+  LossInputs(dsm::RandomStream& random, int64_t num_tokens, int64_t max_documents)
+      : cu_seqlens(random_cu_seqlens(random, num_tokens, max_documents)),
+        num_columns(static_cast<int64_t>(random.below(4))),
+        num_slices(static_cast<int64_t>(random.below(6))) {
+    for (int64_t i = 0; i < num_tokens; ++i) {
+      const float weight = static_cast<float>(random.below(4)) / 2 - 0.5f;
+      const float loss = static_cast<float>(random.below(10'000)) / 1'024;
+      loss_weights.push_back(weight);
+      token_losses.push_back(weight > 0 ? loss : std::numeric_limits<float>::quiet_NaN());
+    }
+    for (int64_t i = 0; i < num_documents() * num_columns; ++i) {
+      slice_ids.push_back(
+          static_cast<int32_t>(random.below(static_cast<uint64_t>(num_slices) + 1)) - 1);
+    }
+  }
+
+  int64_t num_documents() const { return static_cast<int64_t>(cu_seqlens.size()) - 1; }
+
+  LossOutputs outputs() const { return {num_documents(), num_slices}; }
+
+  dsm::SegmentLossArguments to(LossOutputs& outputs) const {
+    return {token_losses.data(),
+            loss_weights.data(),
+            static_cast<int64_t>(token_losses.size()),
+            cu_seqlens.data(),
+            num_documents(),
+            slice_ids.data(),
+            num_columns,
+            num_slices,
+            outputs.document_losses.data(),
+            outputs.document_counts.data(),
+            outputs.slice_losses.data(),
+            outputs.slice_counts.data()};
+  }
+};
+
+LossOutputs plain_losses(const LossInputs& inputs) {
+  LossOutputs outputs = inputs.outputs();
+  std::fill(outputs.slice_losses.begin(), outputs.slice_losses.end(), 0);
+  std::fill(outputs.slice_counts.begin(), outputs.slice_counts.end(), 0);
+  for (size_t d = 0; d < outputs.document_losses.size(); ++d) {
+    double loss = 0;
+    int64_t count = 0;
+    for (auto i = index(inputs.cu_seqlens[d]); i < index(inputs.cu_seqlens[d + 1]); ++i) {
+      if (inputs.loss_weights[i] <= 0) continue;
+      loss += double{inputs.token_losses[i]} * double{inputs.loss_weights[i]};
+      ++count;
+    }
+    outputs.document_losses[d] = loss;
+    outputs.document_counts[d] = count;
+    const auto columns = inputs.slice_ids.begin() + static_cast<int64_t>(d) * inputs.num_columns;
+    const std::set<int32_t> slices(columns, columns + inputs.num_columns);
+    for (const int32_t slice : slices) {
+      if (slice < 0) continue;
+      outputs.slice_losses[index(slice)] += loss;
+      outputs.slice_counts[index(slice)] += count;
+    }
+  }
+  return outputs;
+}
+
+void losses_are_the_plain_ones_in_the_loop_and_in_the_kernels() {
+  dsm::RandomStream random(3);
+  for (const int64_t num_tokens : pack_sizes) {
+    for (const int64_t max_documents : {1, 4, 40, 700}) {
+      const LossInputs inputs(random, num_tokens, max_documents);
+      LossOutputs loop = inputs.outputs(), kernel = inputs.outputs();
+      dsm::segment_loss(inputs.to(loop));
+      dsm::test::run_segment_loss(inputs.to(kernel));
+      CHECK(loop == plain_losses(inputs));
+      CHECK(kernel == loop);
+    }
+  }
+}
+
+void the_loop_and_the_kernels_add_in_one_order() {
+  dsm::RandomStream random(4);
+  for (const int64_t num_tokens : pack_sizes) {
+    for (const int64_t max_documents : {1, 4, 700}) {
+      LossInputs inputs(random, num_tokens, max_documents);
+      for (float& loss : inputs.token_losses) loss = static_cast<float>(random.next()) * 0x1p-60f;
+      LossOutputs loop = inputs.outputs(), kernel = inputs.outputs();
+      dsm::segment_loss(inputs.to(loop));
+      dsm::test::run_segment_loss(inputs.to(kernel));
+      CHECK(kernel == loop);
+    }
+  }
+}
+
+void slice_ids_out_of_range_are_errors_in_the_loop_and_ignored_in_the_kernels() {
+  dsm::RandomStream random(5);
+  LossInputs inputs(random, 10, 5);
+  inputs.num_columns = 1;
+  inputs.num_slices = 2;
+  for (const int32_t faulty : {-2, 2, std::numeric_limits<int32_t>::max()}) {
+    inputs.slice_ids.assign(index(inputs.num_documents()), faulty);
+    LossOutputs outputs = inputs.outputs();
+    bool is_error = false;
+    try {
+      dsm::segment_loss(inputs.to(outputs));
+    } catch (const dsm::InputError&) {
+      is_error = true;
+    }
+    CHECK(is_error);
+    dsm::test::run_segment_loss(inputs.to(outputs));
+    CHECK(outputs.slice_counts == std::vector<int64_t>(2));
+  }
+}
+
 }  // namespace
 
 int main() {
@@ -231,5 +360,8 @@ int main() {
   masks_are_the_plain_ones_in_the_loop_and_in_the_kernel();
   large_masks_are_the_plain_ones();
   minus_infinity_stands_where_a_query_does_not_attend();
+  losses_are_the_plain_ones_in_the_loop_and_in_the_kernels();
+  the_loop_and_the_kernels_add_in_one_order();
+  slice_ids_out_of_range_are_errors_in_the_loop_and_ignored_in_the_kernels();
   return 0;
 }

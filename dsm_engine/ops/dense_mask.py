@@ -3,6 +3,8 @@
 num_tokens^2 elements: for the reference attention and small models. Kernels take cu_seqlens.
 """
 
+from typing import Any
+
 import torch
 
 from dsm_engine import _core
@@ -12,7 +14,7 @@ from dsm_engine.ops.library import (
     check_num_tokens,
     cuda_core,
     library,
-    stream_address,
+    with_stream,
 )
 
 _DTYPES = (torch.bool, torch.bfloat16, torch.float32)
@@ -113,10 +115,8 @@ def _dense_mask_cuda(
         mask = _empty_mask(
             cu_seqlens, num_tokens, dtype=dtype, causal=causal, window=window, bandwidth=bandwidth
         )
-        cuda_core.dense_mask(
-            *_arguments(cu_seqlens, num_tokens, causal, window, bandwidth, mask),
-            stream_address(cu_seqlens.device),
-        )
+        arguments = _arguments(cu_seqlens, num_tokens, causal, window, bandwidth, mask)
+        cuda_core.dense_mask(*with_stream(arguments, cu_seqlens.device))
     return mask
 
 
@@ -140,7 +140,7 @@ def _arguments(
     window: int | None,
     bandwidth: int | None,
     mask: torch.Tensor,
-) -> tuple[int, ...]:
+) -> tuple[Any, ...]:
     return (
         cu_seqlens.data_ptr(),
         cu_seqlens.numel(),

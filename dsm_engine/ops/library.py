@@ -1,5 +1,7 @@
 """The torch library the operators are defined in, and what their implementations share."""
 
+from typing import Any
+
 import torch
 
 from dsm_engine.errors import DsmError
@@ -48,3 +50,8 @@ def check_num_tokens(op: str, num_tokens: int) -> None:
 def stream_address(device: torch.device) -> int:
     """The current CUDA stream of the device, as the launchers take it."""
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def with_stream(arguments: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """What a CPU function takes and the device's stream: what the launcher of its name takes."""
+    return (*arguments, stream_address(device))

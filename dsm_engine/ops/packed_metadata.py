@@ -13,7 +13,7 @@ from dsm_engine.ops.library import (
     check_row,
     cuda_core,
     library,
-    stream_address,
+    with_stream,
 )
 
 _NO_LABEL = -100
@@ -89,7 +89,7 @@ def _packed_metadata_cuda(
     inputs = _check(cu_seqlens, tokens, supervised)
     with torch.cuda.device(tokens.device):
         outputs = _empty_outputs(*inputs)
-        cuda_core.packed_metadata(*_addresses(inputs, outputs), stream_address(tokens.device))
+        cuda_core.packed_metadata(*with_stream(_addresses(inputs, outputs), tokens.device))
     return outputs
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dsm_engine.data.pack_index import build_pack_index
+from dsm_engine.data.pack_index import PackStrategy, build_pack_index
 from dsm_engine.data.packed_batch import PackReader
 from dsm_engine.data.tokenized_dataset import TokenizedDataset, TokenizedDatasetWriter
 from dsm_engine.errors import DsmError
@@ -66,7 +66,7 @@ def _dataset(prefix: Path) -> TokenizedDataset:
 @pytest.mark.parametrize("strategy", ["random", "best_fit", "first_fit_shuffle", "balanced"])
 @pytest.mark.parametrize("alignment", [1, 8])
 def test_metadata_equals_what_the_gather_writes(
-    tmp_path: Path, strategy: str, alignment: int
+    tmp_path: Path, strategy: PackStrategy, alignment: int
 ) -> None:
     dataset = _dataset(tmp_path / "x")
     packs = build_pack_index(
