@@ -34,11 +34,12 @@ struct LossSum {
   }
 };
 
-/// What a position adds: selected, since zero times a NaN is none. The product of two floats is
+/// What a position adds: selected, since zero times a NaN is a NaN. The product of two floats is
 /// exact in a double, so it is the same whether it is fused with the addition or not.
 DSM_HOST_DEVICE inline LossSum token_loss(float loss, float weight) {
-  if (!(weight > 0)) return {0, 0};
-  return {static_cast<double>(loss) * static_cast<double>(weight), 1};
+  const double product = static_cast<double>(loss) * static_cast<double>(weight);
+  const bool is_counted = weight > 0;
+  return {is_counted ? product : 0.0, is_counted ? 1 : 0};
 }
 
 /// The lane of a document's tokens.
