@@ -15,7 +15,7 @@ PACKAGES := $(shell find dsm_engine -name __init__.py)
 PYTEST := $(BIN)/python -m pytest
 
 FUZZ_RUNS ?= 1000000
-FUZZ_TARGETS := index spans attributes pack_index
+FUZZ_TARGETS := index spans attributes pack_index operators
 
 .PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess bench-ops real-weights lint format clean
 
@@ -59,7 +59,8 @@ test-scale: $(STAMP)
 	$(BIN)/cmake --build build/native-scale --target scale_test
 	build/native-scale/scale_test
 
-# Every parser of a file, FUZZ_RUNS executions each, from the committed seeds and the writers' own.
+# Every parser of a file and the operators' kernels, FUZZ_RUNS executions each, from the committed
+# seeds and those of csrc/fuzz/make_corpus.py.
 # What is found stays in build/fuzz/TARGET-*: run build/fuzz/fuzz_TARGET on it.
 fuzz: $(STAMP)
 	@mkdir -p build

@@ -167,9 +167,46 @@ class PackGatherer:
     def prefetch(self, pack_idx: int) -> None: ...
 
 def packed_metadata(
-    cu_seqlens: int, num_entries: int, num_tokens: int, position_ids: int, document_ids: int
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    tokens: int,
+    supervised: int,
+    position_ids: int,
+    document_ids: int,
+    segment_ends: int,
+    labels: int,
+    loss_weights: int,
+    max_seqlen: int,
+    /,
 ) -> None: ...
-def dense_mask(cu_seqlens: int, num_entries: int, num_tokens: int, mask: int) -> None: ...
+def dense_mask(
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    row_length: int,
+    banded: bool,
+    causal: bool,
+    window: int,
+    element_bytes: int,
+    mask: int,
+    /,
+) -> None: ...
+def segment_loss(
+    token_losses: int,
+    loss_weights: int,
+    num_tokens: int,
+    cu_seqlens: int,
+    num_documents: int,
+    slice_ids: int,
+    num_columns: int,
+    num_slices: int,
+    document_losses: int,
+    document_counts: int,
+    slice_losses: int,
+    slice_counts: int,
+    /,
+) -> None: ...
 
 class SentencePieceBpe:
     def __init__(

@@ -8,17 +8,16 @@
 #include <stdexcept>
 #include <string>
 
+#include "bindings/operator_arguments.h"
 #include "cuda/dense_mask.h"
 #include "cuda/packed_metadata.h"
+#include "cuda/segment_loss.h"
 
 namespace py = pybind11;
 
 namespace {
 
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
+using dsm::bindings::at;
 
 void check(cudaError_t status, const char* op) {
   if (status == cudaSuccess) return;
@@ -27,27 +26,44 @@ void check(cudaError_t status, const char* op) {
 }
 
 void packed_metadata(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
-                     uintptr_t position_ids, uintptr_t document_ids, uintptr_t stream) {
-  check(dsm::cuda::packed_metadata(at<const int32_t>(cu_seqlens), num_entries, num_tokens,
-                                   at<int64_t>(position_ids), at<int32_t>(document_ids),
-                                   at<CUstream_st>(stream)),
-        "packed_metadata");
+                     uintptr_t tokens, uintptr_t supervised, uintptr_t position_ids,
+                     uintptr_t document_ids, uintptr_t segment_ends, uintptr_t labels,
+                     uintptr_t loss_weights, uintptr_t max_seqlen, uintptr_t stream) {
+  const auto arguments = dsm::bindings::packed_metadata_arguments(
+      cu_seqlens, num_entries, num_tokens, tokens, supervised, position_ids, document_ids,
+      segment_ends, labels, loss_weights, max_seqlen);
+  check(dsm::cuda::packed_metadata(arguments, at<CUstream_st>(stream)), "packed_metadata");
 }
 
-void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, uintptr_t mask,
+void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, int64_t row_length,
+                bool banded, bool causal, int64_t window, int element_bytes, uintptr_t mask,
                 uintptr_t stream) {
-  check(dsm::cuda::dense_mask(at<const int32_t>(cu_seqlens), num_entries, num_tokens,
-                              at<uint8_t>(mask), at<CUstream_st>(stream)),
+  const auto arguments = dsm::bindings::dense_mask_arguments(
+      cu_seqlens, num_entries, num_tokens, row_length, banded, causal, window, mask);
+  check(dsm::bindings::with_mask_bits(element_bytes,
+                                      [&](auto bits) {
+                                        return dsm::cuda::dense_mask(arguments, bits,
+                                                                     at<CUstream_st>(stream));
+                                      }),
         "dense_mask");
+}
+
+void segment_loss(uintptr_t token_losses, uintptr_t loss_weights, int64_t num_tokens,
+                  uintptr_t cu_seqlens, int64_t num_documents, uintptr_t slice_ids,
+                  int64_t num_columns, int64_t num_slices, uintptr_t document_losses,
+                  uintptr_t document_counts, uintptr_t slice_losses, uintptr_t slice_counts,
+                  uintptr_t stream) {
+  const auto arguments = dsm::bindings::segment_loss_arguments(
+      token_losses, loss_weights, num_tokens, cu_seqlens, num_documents, slice_ids, num_columns,
+      num_slices, document_losses, document_counts, slice_losses, slice_counts);
+  check(dsm::cuda::segment_loss(arguments, at<CUstream_st>(stream)), "segment_loss");
 }
 
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "CUDA launchers of dsm_engine; use them through dsm_engine.ops.";
-  module.def("packed_metadata", &packed_metadata, py::arg("cu_seqlens"), py::arg("num_entries"),
-             py::arg("num_tokens"), py::arg("position_ids"), py::arg("document_ids"),
-             py::arg("stream"));
-  module.def("dense_mask", &dense_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
-             py::arg("num_tokens"), py::arg("mask"), py::arg("stream"));
+  module.def("packed_metadata", &packed_metadata);
+  module.def("dense_mask", &dense_mask);
+  module.def("segment_loss", &segment_loss);
 }

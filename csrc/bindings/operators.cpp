@@ -1,38 +1,46 @@
 #include "bindings/core_bindings.h"
-#include "bindings/numpy_arrays.h"
-#include "core/dense_mask.h"
-#include "core/packed_metadata.h"
+#include "bindings/operator_arguments.h"
+
+namespace py = pybind11;
 
 namespace dsm::bindings {
 namespace {
 
 // The operators take addresses as integers: reading a tensor's costs far less than wrapping it.
-template <class T>
-std::span<T> span_at(uintptr_t address, int64_t size) {
-  return {reinterpret_cast<T*>(address), static_cast<size_t>(size)};
-}
-
 void packed_metadata(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
-                     uintptr_t position_ids, uintptr_t document_ids) {
+                     uintptr_t tokens, uintptr_t supervised, uintptr_t position_ids,
+                     uintptr_t document_ids, uintptr_t segment_ends, uintptr_t labels,
+                     uintptr_t loss_weights, uintptr_t max_seqlen) {
   py::gil_scoped_release release;
-  dsm::packed_metadata(span_at<const int32_t>(cu_seqlens, num_entries),
-                       span_at<int64_t>(position_ids, num_tokens),
-                       span_at<int32_t>(document_ids, num_tokens));
+  dsm::packed_metadata(packed_metadata_arguments(cu_seqlens, num_entries, num_tokens, tokens,
+                                                 supervised, position_ids, document_ids,
+                                                 segment_ends, labels, loss_weights, max_seqlen));
 }
 
-void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, uintptr_t mask) {
+void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, int64_t row_length,
+                bool banded, bool causal, int64_t window, int element_bytes, uintptr_t mask) {
   py::gil_scoped_release release;
-  dsm::dense_mask(span_at<const int32_t>(cu_seqlens, num_entries), num_tokens,
-                  span_at<uint8_t>(mask, num_tokens * num_tokens));
+  const DenseMaskArguments arguments = dense_mask_arguments(
+      cu_seqlens, num_entries, num_tokens, row_length, banded, causal, window, mask);
+  with_mask_bits(element_bytes, [&](auto bits) { dsm::dense_mask(arguments, bits); });
+}
+
+void segment_loss(uintptr_t token_losses, uintptr_t loss_weights, int64_t num_tokens,
+                  uintptr_t cu_seqlens, int64_t num_documents, uintptr_t slice_ids,
+                  int64_t num_columns, int64_t num_slices, uintptr_t document_losses,
+                  uintptr_t document_counts, uintptr_t slice_losses, uintptr_t slice_counts) {
+  py::gil_scoped_release release;
+  dsm::segment_loss(segment_loss_arguments(
+      token_losses, loss_weights, num_tokens, cu_seqlens, num_documents, slice_ids, num_columns,
+      num_slices, document_losses, document_counts, slice_losses, slice_counts));
 }
 
 }  // namespace
 
 void bind_operators(py::module_& module) {
-  module.def("packed_metadata", &packed_metadata, py::arg("cu_seqlens"), py::arg("num_entries"),
-             py::arg("num_tokens"), py::arg("position_ids"), py::arg("document_ids"));
-  module.def("dense_mask", &dense_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
-             py::arg("num_tokens"), py::arg("mask"));
+  module.def("packed_metadata", &packed_metadata);
+  module.def("dense_mask", &dense_mask);
+  module.def("segment_loss", &segment_loss);
 }
 
 }  // namespace dsm::bindings

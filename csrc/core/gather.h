@@ -6,11 +6,9 @@
 
 #include "core/indexed_dataset.h"
 #include "core/pack_pieces.h"
+#include "core/packed_metadata.h"
 
 namespace dsm {
-
-/// Label of a position that is not trained on.
-inline constexpr int64_t no_label = -100;
 
 /// Supervised spans as CSR: those of document d are spans[offsets[d] .. offsets[d + 1]), each a
 /// [begin, end) pair of token positions inside the document.

@@ -1,9 +1,9 @@
 #include "core/packed_metadata.h"
 
 #include <algorithm>
-#include <cassert>
 
 #include "core/error.h"
+#include "core/vector_loops.h"
 
 namespace dsm {
 
@@ -21,13 +21,25 @@ void check_cu_seqlens(std::span<const int32_t> cu_seqlens, int64_t num_tokens) {
   }
 }
 
-void packed_metadata(std::span<const int32_t> cu_seqlens, std::span<int64_t> position_ids,
-                     std::span<int32_t> document_ids) {
-  assert(position_ids.size() == document_ids.size());
-  const int64_t num_tokens = static_cast<int64_t>(position_ids.size());
-  check_cu_seqlens(cu_seqlens, num_tokens);
-  fill_packed_metadata(cu_seqlens.data(), static_cast<int64_t>(cu_seqlens.size()), 0, num_tokens,
-                       position_ids.data(), document_ids.data());
+void packed_metadata(const PackedMetadataArguments& arguments) {
+  check_cu_seqlens({arguments.cu_seqlens, static_cast<size_t>(arguments.num_entries)},
+                   arguments.num_tokens);
+  LongestDocument longest{0};
+  for (int64_t document = 0; document + 1 < arguments.num_entries; ++document) {
+    const int32_t begin = arguments.cu_seqlens[document];
+    const int32_t end = arguments.cu_seqlens[document + 1];
+    longest.take_in({end - begin});
+    const int64_t length = end - begin;
+    fill_ascending(arguments.position_ids + begin, length, 0);
+    fill_equal(arguments.document_ids + begin, length, static_cast<int32_t>(document));
+    fill_equal(arguments.segment_ends + begin, length, end);
+    for (int64_t i = begin; i < end; ++i) {
+      const TokenLabel label = i + 1 < end ? label_of(arguments, i + 1) : TokenLabel{};
+      arguments.labels[i] = label.id;
+      arguments.loss_weights[i] = label.loss_weight;
+    }
+  }
+  *arguments.max_seqlen = longest.length;
 }
 
 }  // namespace dsm

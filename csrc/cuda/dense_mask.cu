@@ -1,52 +1,42 @@
-// mask[q, k] = begin(document of q) <= k <= q, one byte each.
+// mask[q, k] = k is a key of the document of q, not after q where causal, and less than the window
+// from it: for every q one range of consecutive columns, also in the banded form.
 //
-// A thread writes 16 consecutive keys of one query: one binary search in cu_seqlens, then a 16-byte
-// store (bytes where the row length is no multiple of 16). num_tokens^2 bytes are written and next
-// to none read: the bound is store bandwidth, 16.8 MB at 4,096 tokens. A reference for tests and
-// small models; attention kernels take cu_seqlens.
+// A block writes 32 KiB of consecutive rows, or one longer row. A thread searches its first row's
+// document once, walks on from row to row, and writes every so many of the row's 16-byte chunks:
+// constants, but for the two that hold an end of the range, which are constants shifted by it. Some
+// 30 instructions a chunk, where an SM of an H200 issues a hundred in the time its share of the
+// memory takes a warp's 512 bytes. Chunks stand where 16 divides the address, whatever the row's
+// length; what is before and after them is written by elements. num_tokens * row_length elements
+// are written and next to none read: the bound is store bandwidth.
 
-#include "core/dense_mask.h"
-#include "core/packed_metadata.h"
 #include "cuda/dense_mask.h"
 #include "cuda/launch.h"
 
 namespace dsm::cuda {
 namespace {
 
-constexpr int keys_per_thread = 16;
-
-__global__ void dense_mask_kernel(const int32_t* __restrict__ cu_seqlens, int64_t num_entries,
-                                  int64_t num_tokens, int64_t threads_per_query,
-                                  uint8_t* __restrict__ mask) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t query = thread / threads_per_query;
-  if (query >= num_tokens) return;
-  const int64_t first_key = thread % threads_per_query * keys_per_thread;
-  const int64_t document_begin = cu_seqlens[find_document(cu_seqlens, num_entries, query)];
-  uint8_t* out = mask + query * num_tokens + first_key;
-  if (num_tokens % keys_per_thread == 0) {
-    alignas(16) uint8_t keys[keys_per_thread];
-    fill_mask_segment(document_begin, query, first_key, keys_per_thread, keys);
-    *reinterpret_cast<int4*>(out) = *reinterpret_cast<const int4*>(keys);
-  } else {
-    const int64_t rest = num_tokens - first_key;
-    const int64_t count = rest < keys_per_thread ? rest : keys_per_thread;
-    fill_mask_segment(document_begin, query, first_key, count, out);
-  }
+template <class Element>
+__global__ void __launch_bounds__(threads_per_block)
+    dense_mask_kernel(const __grid_constant__ DenseMaskArguments arguments,
+                      const __grid_constant__ DenseMaskGrid grid, MaskBits<Element> bits) {
+  dense_mask_body(arguments, grid, bits, blockIdx.x, static_cast<int>(threadIdx.x));
 }
 
 }  // namespace
 
-cudaError_t dense_mask(const int32_t* cu_seqlens, int64_t num_entries, int64_t num_tokens,
-                       uint8_t* mask, cudaStream_t stream) {
-  constexpr int64_t max_tokens = int64_t{1} << 17;  // keeps the grid below 2^31 blocks
-  if (num_entries < 2 || num_tokens < 0 || num_tokens > max_tokens) return cudaErrorInvalidValue;
-  if (!is_aligned(mask)) return cudaErrorMisalignedAddress;
-  if (num_tokens == 0) return cudaSuccess;
-  const int64_t threads_per_query = ceil_div(num_tokens, keys_per_thread);
-  dense_mask_kernel<<<num_blocks(num_tokens * threads_per_query), threads_per_block, 0, stream>>>(
-      cu_seqlens, num_entries, num_tokens, threads_per_query, mask);
+template <class Element>
+cudaError_t dense_mask(const DenseMaskArguments& arguments, MaskBits<Element> bits,
+                       cudaStream_t stream) {
+  if (arguments.num_entries < 2 || arguments.num_tokens < 0) return cudaErrorInvalidValue;
+  if (arguments.num_tokens == 0) return cudaSuccess;
+  const DenseMaskGrid grid = dense_mask_grid(arguments, sizeof(Element));
+  dense_mask_kernel<<<static_cast<unsigned>(grid.num_blocks), threads_per_block, 0, stream>>>(
+      arguments, grid, bits);
   return cudaGetLastError();
 }
+
+template cudaError_t dense_mask(const DenseMaskArguments&, MaskBits<uint8_t>, cudaStream_t);
+template cudaError_t dense_mask(const DenseMaskArguments&, MaskBits<uint16_t>, cudaStream_t);
+template cudaError_t dense_mask(const DenseMaskArguments&, MaskBits<uint32_t>, cudaStream_t);
 
 }  // namespace dsm::cuda

@@ -2,14 +2,15 @@
 
 #include <cuda_runtime_api.h>
 
-#include <cstdint>
+#include "core/dense_mask.h"
 
 namespace dsm::cuda {
 
-/// Queues on `stream` what dsm::dense_mask does on the CPU; all addresses are on the device.
-/// cu_seqlens [num_entries], mask [num_tokens, num_tokens] on 16 bytes. The entries are not
-/// checked: that would need a synchronisation.
-cudaError_t dense_mask(const int32_t* cu_seqlens, int64_t num_entries, int64_t num_tokens,
-                       uint8_t* mask, cudaStream_t stream);
+/// Queues on `stream` what dsm::dense_mask does on the CPU; all addresses are on the device. The
+/// entries are not checked, which would need a synchronisation, but none within [0, num_tokens]
+/// leads outside the mask.
+template <class Element>
+cudaError_t dense_mask(const DenseMaskArguments& arguments, MaskBits<Element> bits,
+                       cudaStream_t stream);
 
 }  // namespace dsm::cuda

@@ -1,48 +1,47 @@
-// position_ids[t] = t - cu_seqlens[d] and document_ids[t] = d, d being the document of token t.
+// For token t of document d = [begin, end): position_ids[t] = t - begin, document_ids[t] = d,
+// segment_ends[t] = end, labels[t] = tokens[t + 1] where t + 1 < end and that token is supervised,
+// else -100, loss_weights[t] = 1 where there is a label, else 0. max_seqlen = the largest
+// end - begin.
 //
-// A thread fills 4 consecutive tokens: one binary search in cu_seqlens (a few dozen entries, in L1
-// after the first), then 16-byte stores. 12 bytes are written a token and next to none read, so
-// the bound is store bandwidth; at 4,096 tokens (48 KiB) the launch itself is the cost.
+// Block 0 takes the maximum over cu_seqlens in a tree; every other one fills 1,024 tokens, 4 a
+// thread: one binary search in cu_seqlens (a few dozen entries, in L1 after the first), then seven
+// 16-byte stores. 9 bytes are read and 28 written a token, so the bound is memory bandwidth; at
+// 4,096 tokens (148 KiB) the launch itself is the cost.
 
-#include "core/packed_metadata.h"
 #include "cuda/launch.h"
 #include "cuda/packed_metadata.h"
 
 namespace dsm::cuda {
 namespace {
 
-constexpr int tokens_per_thread = 4;
-
-__global__ void packed_metadata_kernel(const int32_t* __restrict__ cu_seqlens, int64_t num_entries,
-                                       int64_t num_tokens, int64_t* __restrict__ position_ids,
-                                       int32_t* __restrict__ document_ids) {
-  const int64_t thread = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
-  const int64_t first = thread * tokens_per_thread;
-  if (first >= num_tokens) return;
-  alignas(16) int64_t positions[tokens_per_thread];
-  alignas(16) int32_t documents[tokens_per_thread];
-  if (num_tokens - first >= tokens_per_thread) {
-    fill_packed_metadata(cu_seqlens, num_entries, first, tokens_per_thread, positions, documents);
-    int4* position_out = reinterpret_cast<int4*>(position_ids + first);
-    position_out[0] = reinterpret_cast<const int4*>(positions)[0];
-    position_out[1] = reinterpret_cast<const int4*>(positions)[1];
-    *reinterpret_cast<int4*>(document_ids + first) = *reinterpret_cast<const int4*>(documents);
-  } else {
-    fill_packed_metadata(cu_seqlens, num_entries, first, num_tokens - first, position_ids + first,
-                         document_ids + first);
+__global__ void __launch_bounds__(threads_per_block)
+    packed_metadata_kernel(const __grid_constant__ PackedMetadataArguments arguments) {
+  const int thread_idx = static_cast<int>(threadIdx.x);
+  if (blockIdx.x > 0) {
+    packed_metadata_body(arguments, int64_t{blockIdx.x} - 1, thread_idx);
+    return;
   }
+  __shared__ LongestDocument partials[threads_per_block];
+  partials[thread_idx] = longest_document(arguments, thread_idx);
+  for (int stride = threads_per_block / 2; stride > 0; stride /= 2) {
+    __syncthreads();
+    fold(partials, stride, thread_idx);
+  }
+  if (thread_idx == 0) *arguments.max_seqlen = partials[0].length;
 }
 
 }  // namespace
 
-cudaError_t packed_metadata(const int32_t* cu_seqlens, int64_t num_entries, int64_t num_tokens,
-                            int64_t* position_ids, int32_t* document_ids, cudaStream_t stream) {
-  if (num_entries < 2 || num_tokens < 0) return cudaErrorInvalidValue;
-  if (!is_aligned(position_ids) || !is_aligned(document_ids)) return cudaErrorMisalignedAddress;
-  if (num_tokens == 0) return cudaSuccess;
-  const int64_t threads = ceil_div(num_tokens, tokens_per_thread);
-  packed_metadata_kernel<<<num_blocks(threads), threads_per_block, 0, stream>>>(
-      cu_seqlens, num_entries, num_tokens, position_ids, document_ids);
+cudaError_t packed_metadata(const PackedMetadataArguments& arguments, cudaStream_t stream) {
+  if (arguments.num_entries < 2 || arguments.num_tokens < 0) return cudaErrorInvalidValue;
+  if (!is_aligned(arguments.position_ids) || !is_aligned(arguments.document_ids) ||
+      !is_aligned(arguments.segment_ends) || !is_aligned(arguments.labels) ||
+      !is_aligned(arguments.loss_weights)) {
+    return cudaErrorMisalignedAddress;
+  }
+  const int64_t blocks = 1 + packed_metadata_blocks(arguments.num_tokens);
+  packed_metadata_kernel<<<static_cast<unsigned>(blocks), threads_per_block, 0, stream>>>(
+      arguments);
   return cudaGetLastError();
 }
 

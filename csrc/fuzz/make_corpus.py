@@ -1,4 +1,4 @@
-"""Seeds for the fuzz targets, made by the project's writers: FOLDER/TARGET/NAME.
+"""Seeds for the fuzz targets, made by the project's writers where it has one: FOLDER/TARGET/NAME.
 
 python csrc/fuzz/make_corpus.py build/fuzz/seeds
 
@@ -84,12 +84,23 @@ def pack_index_seeds(folder: Path) -> Seeds:
     yield "wide", (folder / "packs").read_bytes()
 
 
+def operator_seeds(folder: Path) -> Seeds:
+    """A pack of each operator, sound and not, as fuzz_operators.cpp reads one; the rest random."""
+    random = np.random.default_rng(0)
+    for op in range(5):
+        for is_sound in (False, True):
+            for name, num_tokens in (("short", 5), ("long", 38)):
+                head = np.array([op, is_sound, num_tokens, 6], np.uint16).tobytes()
+                yield f"{op}_{is_sound}_{name}", head + random.bytes(16 * num_tokens)
+
+
 TARGETS: dict[str, Callable[[Path], Seeds]] = {
     "index": index_seeds,
     "spans": span_seeds,
     "attributes": attribute_seeds,
     "manifest": manifest_seeds,
     "pack_index": pack_index_seeds,
+    "operators": operator_seeds,
 }
 
 

@@ -5,7 +5,6 @@
 
 #include "core/checked_size.h"
 #include "core/error.h"
-#include "core/packed_metadata.h"
 #include "core/random.h"
 #include "core/residual_set.h"
 #include "tests/check.h"
@@ -45,30 +44,11 @@ void random_numbers_stay_below_their_bound() {
   }
 }
 
-// A GPU thread fills a few tokens, the CPU all at once: the shared body must give the same.
-void metadata_of_a_part_equals_that_of_the_whole() {
-  const std::vector<int32_t> cu_seqlens{0, 3, 3, 4, 9, 16, 16};
-  std::vector<int64_t> positions(16), part_positions(16);
-  std::vector<int32_t> documents(16), part_documents(16);
-  dsm::packed_metadata(cu_seqlens, positions, documents);
-  for (int64_t width : {1, 3, 4}) {
-    for (int64_t first = 0; first + width <= 16; ++first) {
-      dsm::fill_packed_metadata(cu_seqlens.data(), 7, first, width, part_positions.data(),
-                                part_documents.data());
-      for (int64_t i = 0; i < width; ++i) {
-        CHECK(part_positions[static_cast<size_t>(i)] == positions[static_cast<size_t>(first + i)]);
-        CHECK(part_documents[static_cast<size_t>(i)] == documents[static_cast<size_t>(first + i)]);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 int main() {
   residual_set_finds_the_smallest_member_at_or_above();
   sizes_remember_that_they_overflowed();
   random_numbers_stay_below_their_bound();
-  metadata_of_a_part_equals_that_of_the_whole();
   return 0;
 }

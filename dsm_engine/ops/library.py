@@ -1,5 +1,7 @@
 """The torch library the operators are defined in, and what their implementations share."""
 
+from typing import Any
+
 import torch
 
 from dsm_engine.errors import DsmError
@@ -22,6 +24,23 @@ def check_cu_seqlens(op: str, cu_seqlens: torch.Tensor) -> torch.Tensor:
     return cu_seqlens.contiguous()
 
 
+def check_row(op: str, name: str, row: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The row made contiguous; raises DsmError unless it is one-dimensional and of this dtype."""
+    if row.dtype != dtype or row.dim() != 1:
+        raise DsmError(
+            f"dsm::{op}: {name} is one row of {dtype}, found {row.dtype} {tuple(row.shape)}"
+        )
+    return row.contiguous()
+
+
+def check_one_device(op: str, *tensors: torch.Tensor) -> None:
+    """Raises DsmError unless the tensors are on one device."""
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        names = ", ".join(sorted(map(str, devices)))
+        raise DsmError(f"dsm::{op}: all tensors are on one device, found {names}")
+
+
 def check_num_tokens(op: str, num_tokens: int) -> None:
     """Raises DsmError unless num_tokens is the size of a pack, which int32 must hold."""
     if not 0 <= num_tokens < 1 << 31:
@@ -31,3 +50,8 @@ def check_num_tokens(op: str, num_tokens: int) -> None:
 def stream_address(device: torch.device) -> int:
     """The current CUDA stream of the device, as the launchers take it."""
     return torch.cuda.current_stream(device).cuda_stream
+
+
+def with_stream(arguments: tuple[Any, ...], device: torch.device) -> tuple[Any, ...]:
+    """What a CPU function takes and the device's stream: what the launcher of its name takes."""
+    return (*arguments, stream_address(device))
