@@ -40,9 +40,17 @@ def gpu_state() -> dict[str, str | None]:
     nvidia_smi = shutil.which("nvidia-smi")
     if nvidia_smi is None:
         return dict.fromkeys(_QUERY)
-    uuid = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
-    command = [nvidia_smi, f"--query-gpu={','.join(_QUERY)}", "--format=csv,noheader,nounits"]
-    answer = subprocess.run([*command, f"--id={uuid}"], capture_output=True, text=True, timeout=30)
+    uuid = str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid)
+    command = [
+        nvidia_smi,
+        f"--query-gpu={','.join(_QUERY)}",
+        "--format=csv,noheader,nounits",
+        f"--id=GPU-{uuid.removeprefix('GPU-')}",
+    ]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return dict.fromkeys(_QUERY)
     return parse_gpu_state(answer.stdout)
 
 
