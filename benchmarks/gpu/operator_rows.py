@@ -220,7 +220,7 @@ def _dense_mask(dtype: torch.dtype, tokens: int, device: torch.device) -> Call:
 
 
 def _context_parallel_split(tokens: int, device: torch.device) -> Call:
-    from dsm_engine.ops.context_parallel_split import context_parallel_split
+    from dsm_engine.ops.context_parallel import context_parallel_split
 
     multiple = 2 * _CP_SIZE
     lengths = pack_lengths(tokens, _MEAN)

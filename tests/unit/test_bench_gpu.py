@@ -259,7 +259,8 @@ def test_the_state_of_the_gpu_is_read_or_null() -> None:
 
 
 def is_there(subject: str) -> bool:
-    module = "dense_mask" if subject.startswith("dense_mask") else subject
+    module = {"context_parallel_split": "context_parallel"}.get(subject, subject)
+    module = "dense_mask" if subject.startswith("dense_mask") else module
     return find_spec(f"dsm_engine.ops.{module}") is not None
 
 
