@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 FUZZ_RUNS ?= 1000000
 FUZZ_TARGETS := index spans attributes pack_index operators
 
-.PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess bench-ops real-weights lint format clean
+.PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess bench-ops real-weights lint format clean test-gpu-sanitizers bench-gpu
 
 install: $(STAMP)
 
@@ -91,6 +91,14 @@ test-million: $(STAMP)
 # On a machine with a GPU.
 test-gpu: $(STAMP)
 	$(PYTEST) -m gpu
+
+# The operator tests under compute-sanitizer, on a machine with a GPU and the CUDA toolkit.
+test-gpu-sanitizers: $(STAMP)
+	$(BIN)/python benchmarks/gpu/sanitizers.py
+
+# The operators and the attention backends on one GPU; under 8 minutes.
+bench-gpu: $(STAMP)
+	$(BIN)/python benchmarks/gpu/bench_ops_gpu.py --output benchmarks/results/bench-ops-gpu.json
 
 # The data core beside its peers; under 6 minutes and 5 GB on 2 cores.
 bench-data: $(BENCH_STAMP)

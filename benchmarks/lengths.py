@@ -1,4 +1,4 @@
-"""Lengths of synthetic documents: what the packing benchmarks are given."""
+"""Lengths of synthetic documents: what the benchmarks are given."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,4 +16,19 @@ def make_lengths(n: int) -> NDArray[np.int32]:
         chunk = lengths[begin : begin + _CHUNK]
         drawn = random.lognormal(np.log(_MEAN) - _SIGMA * _SIGMA / 2, _SIGMA, len(chunk))
         chunk[:] = np.clip(np.rint(drawn), _SHORTEST, CAPACITY)
+    return lengths
+
+
+def pack_lengths(num_tokens: int, mean: int) -> list[int]:
+    """Lognormal lengths as above, of another mean and at most num_tokens, that fill one pack.
+
+    The last document is cut where the pack ends.
+    """
+    random = np.random.Generator(np.random.PCG64(1234))
+    lengths: list[int] = []
+    rest = num_tokens
+    while rest > 0:
+        drawn = random.lognormal(np.log(mean) - _SIGMA * _SIGMA / 2, _SIGMA)
+        lengths.append(min(rest, max(_SHORTEST, round(drawn))))
+        rest -= lengths[-1]
     return lengths

@@ -4,6 +4,7 @@
 
 `ratio` says how many times better the value is than the baseline: baseline_value / value for
 seconds, value / baseline_value for rates. A peer that is not installed is null, its ratio too.
+Where a measurement failed, the row says so in `error` and its value is null.
 """
 
 import os
@@ -12,8 +13,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,8 @@ class Row:
     baseline: str | None = None
     """What the peer is."""
     baseline_value: Timing | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What else the JSON is to say of it."""
 
     @property
     def ratio(self) -> float | None:
@@ -102,25 +105,65 @@ class Row:
             "repetitions": self.value.repetitions,
             "baseline_quartiles": theirs.quartiles if theirs else None,
             "baseline_repetitions": theirs.repetitions if theirs else None,
+            **self.details,
         }
 
 
-def publish(rows: Sequence[Row], output: Path | None) -> None:
-    """Prints the table and, where asked to, writes the rows with the machine's fingerprint."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedRow:
+    """A figure that could not be had."""
+
+    name: str
+    n: int
+    error: str
+    """One line."""
+    unit: str = SECONDS
+
+    def to_json(self, command: str) -> dict[str, Any]:
+        nothing = dict.fromkeys(("baseline", "baseline_value", "ratio"))
+        return {
+            "name": self.name,
+            "n": self.n,
+            "value": None,
+            "unit": self.unit,
+            **nothing,
+            "command": command,
+            "error": self.error,
+        }
+
+
+def publish(
+    rows: Sequence[Row | FailedRow],
+    output: Path | None,
+    *,
+    machine: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Prints the table and, where asked to, writes the rows with the machine's fingerprint.
+
+    `machine` adds to the fingerprint, `more` to the file.
+    """
     print_table(rows)
     if output is not None:
         command = " ".join(["python", *sys.argv])
-        described = [row.to_json(command) for row in rows]
-        write_json(output, {"machine": describe_machine(), "rows": described})
+        content = {
+            "machine": describe_machine() | dict(machine or {}),
+            "rows": [row.to_json(command) for row in rows],
+            **(more or {}),
+        }
+        write_json(output, content)
 
 
-def print_table(rows: Sequence[Row]) -> None:
+def print_table(rows: Sequence[Row | FailedRow]) -> None:
     """Name, our figure and how far its quartiles lie apart, the peer's, the ratio, who it is."""
     width = max((len(row.name) for row in rows), default=0)
     print(
         f"{'row':{width}}  {'ours':>12} {'spread':>7}  {'baseline':>12}  {'ratio':>10}  baseline is"
     )
     for row in rows:
+        if isinstance(row, FailedRow):
+            print(f"{row.name:{width}}  {'null':>12}  {row.error}")
+            continue
         ours = _quantity(row.value, row.unit)
         first, third = row.value.quartiles
         spread = (third - first) / row.value.median
