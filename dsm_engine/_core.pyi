@@ -170,6 +170,17 @@ def packed_metadata(
     cu_seqlens: int, num_entries: int, num_tokens: int, position_ids: int, document_ids: int
 ) -> None: ...
 def dense_mask(cu_seqlens: int, num_entries: int, num_tokens: int, mask: int) -> None: ...
+def block_mask(
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    query_block_size: int,
+    key_block_size: int,
+    causal: bool,
+    window: int,
+    with_key_bounds: bool,
+    buffer: int,
+) -> None: ...
 
 class SentencePieceBpe:
     def __init__(

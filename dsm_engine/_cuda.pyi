@@ -9,3 +9,15 @@ def packed_metadata(
 def dense_mask(
     cu_seqlens: int, num_entries: int, num_tokens: int, mask: int, stream: int
 ) -> None: ...
+def block_mask(
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    query_block_size: int,
+    key_block_size: int,
+    causal: bool,
+    window: int,
+    with_key_bounds: bool,
+    buffer: int,
+    stream: int,
+) -> None: ...

@@ -8,6 +8,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/block_mask.h"
 #include "cuda/dense_mask.h"
 #include "cuda/packed_metadata.h"
 
@@ -41,6 +42,16 @@ void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, u
         "dense_mask");
 }
 
+void block_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                int64_t query_block_size, int64_t key_block_size, bool causal, int64_t window,
+                bool with_key_bounds, uintptr_t buffer, uintptr_t stream) {
+  check(dsm::cuda::block_mask(
+            {at<const int32_t>(cu_seqlens), num_entries, num_tokens, query_block_size,
+             key_block_size, causal, window, with_key_bounds, at<int32_t>(buffer)},
+            at<CUstream_st>(stream)),
+        "block_mask");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
@@ -50,4 +61,8 @@ PYBIND11_MODULE(_cuda, module) {
              py::arg("stream"));
   module.def("dense_mask", &dense_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
              py::arg("num_tokens"), py::arg("mask"), py::arg("stream"));
+  module.def("block_mask", &block_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
+             py::arg("num_tokens"), py::arg("query_block_size"), py::arg("key_block_size"),
+             py::arg("causal"), py::arg("window"), py::arg("with_key_bounds"), py::arg("buffer"),
+             py::arg("stream"));
 }

@@ -1,5 +1,6 @@
 #include "bindings/core_bindings.h"
 #include "bindings/numpy_arrays.h"
+#include "core/block_mask.h"
 #include "core/dense_mask.h"
 #include "core/packed_metadata.h"
 
@@ -26,6 +27,15 @@ void dense_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens, u
                   span_at<uint8_t>(mask, num_tokens * num_tokens));
 }
 
+void block_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                int64_t query_block_size, int64_t key_block_size, bool causal, int64_t window,
+                bool with_key_bounds, uintptr_t buffer) {
+  py::gil_scoped_release release;
+  dsm::block_mask({reinterpret_cast<const int32_t*>(cu_seqlens), num_entries, num_tokens,
+                   query_block_size, key_block_size, causal, window, with_key_bounds,
+                   reinterpret_cast<int32_t*>(buffer)});
+}
+
 }  // namespace
 
 void bind_operators(py::module_& module) {
@@ -33,6 +43,9 @@ void bind_operators(py::module_& module) {
              py::arg("num_tokens"), py::arg("position_ids"), py::arg("document_ids"));
   module.def("dense_mask", &dense_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
              py::arg("num_tokens"), py::arg("mask"));
+  module.def("block_mask", &block_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
+             py::arg("num_tokens"), py::arg("query_block_size"), py::arg("key_block_size"),
+             py::arg("causal"), py::arg("window"), py::arg("with_key_bounds"), py::arg("buffer"));
 }
 
 }  // namespace dsm::bindings

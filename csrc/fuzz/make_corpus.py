@@ -84,12 +84,32 @@ def pack_index_seeds(folder: Path) -> Seeds:
     yield "wide", (folder / "packs").read_bytes()
 
 
+def block_mask_seeds(folder: Path) -> Seeds:
+    """Packs of each kind under both masks: num_tokens, block sizes and window less 1, flags."""
+    packs = {
+        "one": [0, 100],
+        "few": [0, 3, 40, 41, 100, 100],
+        "empty": [0, 0, 7, 7, 64],
+        "falling": [0, 50, 20, 64],
+        "none": [0, 0],
+    }
+    options = {"causal": (15, 15, 999, 3), "full": (6, 31, 999, 2), "window": (15, 7, 19, 3)}
+    for pack, cu_seqlens in packs.items():
+        for name, values in options.items():
+            entries = np.array(cu_seqlens, np.int32).tobytes()
+            yield (
+                f"{pack}_{name}",
+                np.array([cu_seqlens[-1], *values], np.uint16).tobytes() + entries,
+            )
+
+
 TARGETS: dict[str, Callable[[Path], Seeds]] = {
     "index": index_seeds,
     "spans": span_seeds,
     "attributes": attribute_seeds,
     "manifest": manifest_seeds,
     "pack_index": pack_index_seeds,
+    "block_mask": block_mask_seeds,
 }
 
 
