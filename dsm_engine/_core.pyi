@@ -181,6 +181,17 @@ def block_mask(
     with_key_bounds: bool,
     buffer: int,
 ) -> None: ...
+def context_parallel_split(
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    cp_size: int,
+    num_slots: int,
+    cu_seqlens_padded: int,
+    token_idx: int,
+    position_ids: int,
+    inverse: int,
+) -> None: ...
 
 class SentencePieceBpe:
     def __init__(

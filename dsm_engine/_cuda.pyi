@@ -21,3 +21,15 @@ def block_mask(
     buffer: int,
     stream: int,
 ) -> None: ...
+def context_parallel_split(
+    cu_seqlens: int,
+    num_entries: int,
+    num_tokens: int,
+    cp_size: int,
+    num_slots: int,
+    cu_seqlens_padded: int,
+    token_idx: int,
+    position_ids: int,
+    inverse: int,
+    stream: int,
+) -> None: ...

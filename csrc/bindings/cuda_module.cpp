@@ -9,6 +9,7 @@
 #include <string>
 
 #include "cuda/block_mask.h"
+#include "cuda/context_parallel.h"
 #include "cuda/dense_mask.h"
 #include "cuda/packed_metadata.h"
 
@@ -52,6 +53,18 @@ void block_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
         "block_mask");
 }
 
+void context_parallel_split(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                            int64_t cp_size, int64_t num_slots, uintptr_t cu_seqlens_padded,
+                            uintptr_t token_idx, uintptr_t position_ids, uintptr_t inverse,
+                            uintptr_t stream) {
+  check(dsm::cuda::context_parallel_split(
+            {at<const int32_t>(cu_seqlens), num_entries, num_tokens, cp_size, num_slots,
+             at<int32_t>(cu_seqlens_padded), at<int64_t>(token_idx), at<int64_t>(position_ids),
+             at<int64_t>(inverse)},
+            at<CUstream_st>(stream)),
+        "context_parallel_split");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
@@ -65,4 +78,8 @@ PYBIND11_MODULE(_cuda, module) {
              py::arg("num_tokens"), py::arg("query_block_size"), py::arg("key_block_size"),
              py::arg("causal"), py::arg("window"), py::arg("with_key_bounds"), py::arg("buffer"),
              py::arg("stream"));
+  module.def("context_parallel_split", &context_parallel_split, py::arg("cu_seqlens"),
+             py::arg("num_entries"), py::arg("num_tokens"), py::arg("cp_size"),
+             py::arg("num_slots"), py::arg("cu_seqlens_padded"), py::arg("token_idx"),
+             py::arg("position_ids"), py::arg("inverse"), py::arg("stream"));
 }

@@ -1,6 +1,7 @@
 #include "bindings/core_bindings.h"
 #include "bindings/numpy_arrays.h"
 #include "core/block_mask.h"
+#include "core/context_parallel.h"
 #include "core/dense_mask.h"
 #include "core/packed_metadata.h"
 
@@ -36,6 +37,16 @@ void block_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
                    reinterpret_cast<int32_t*>(buffer)});
 }
 
+void context_parallel_split(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                            int64_t cp_size, int64_t num_slots, uintptr_t cu_seqlens_padded,
+                            uintptr_t token_idx, uintptr_t position_ids, uintptr_t inverse) {
+  py::gil_scoped_release release;
+  dsm::context_parallel_split(
+      {reinterpret_cast<const int32_t*>(cu_seqlens), num_entries, num_tokens, cp_size, num_slots,
+       reinterpret_cast<int32_t*>(cu_seqlens_padded), reinterpret_cast<int64_t*>(token_idx),
+       reinterpret_cast<int64_t*>(position_ids), reinterpret_cast<int64_t*>(inverse)});
+}
+
 }  // namespace
 
 void bind_operators(py::module_& module) {
@@ -46,6 +57,10 @@ void bind_operators(py::module_& module) {
   module.def("block_mask", &block_mask, py::arg("cu_seqlens"), py::arg("num_entries"),
              py::arg("num_tokens"), py::arg("query_block_size"), py::arg("key_block_size"),
              py::arg("causal"), py::arg("window"), py::arg("with_key_bounds"), py::arg("buffer"));
+  module.def("context_parallel_split", &context_parallel_split, py::arg("cu_seqlens"),
+             py::arg("num_entries"), py::arg("num_tokens"), py::arg("cp_size"),
+             py::arg("num_slots"), py::arg("cu_seqlens_padded"), py::arg("token_idx"),
+             py::arg("position_ids"), py::arg("inverse"));
 }
 
 }  // namespace dsm::bindings
