@@ -15,7 +15,7 @@ PACKAGES := $(shell find dsm_engine -name __init__.py)
 PYTEST := $(BIN)/python -m pytest
 
 FUZZ_RUNS ?= 1000000
-FUZZ_TARGETS := index spans attributes pack_index operators
+FUZZ_TARGETS := index spans attributes pack_index operators block_mask context_parallel
 
 .PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess bench-ops real-weights lint format clean test-gpu-sanitizers bench-gpu
 

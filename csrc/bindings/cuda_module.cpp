@@ -9,6 +9,8 @@
 #include <string>
 
 #include "bindings/operator_arguments.h"
+#include "cuda/block_mask.h"
+#include "cuda/context_parallel.h"
 #include "cuda/dense_mask.h"
 #include "cuda/packed_metadata.h"
 #include "cuda/segment_loss.h"
@@ -59,6 +61,28 @@ void segment_loss(uintptr_t token_losses, uintptr_t loss_weights, int64_t num_to
   check(dsm::cuda::segment_loss(arguments, at<CUstream_st>(stream)), "segment_loss");
 }
 
+void block_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                int64_t query_block_size, int64_t key_block_size, bool causal, int64_t window,
+                bool with_key_bounds, uintptr_t buffer, uintptr_t stream) {
+  check(dsm::cuda::block_mask(
+            {at<const int32_t>(cu_seqlens), num_entries, num_tokens, query_block_size,
+             key_block_size, causal, window, with_key_bounds, at<int32_t>(buffer)},
+            at<CUstream_st>(stream)),
+        "block_mask");
+}
+
+void context_parallel_split(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                            int64_t cp_size, int64_t num_slots, uintptr_t cu_seqlens_padded,
+                            uintptr_t token_idx, uintptr_t position_ids, uintptr_t inverse,
+                            uintptr_t stream) {
+  check(dsm::cuda::context_parallel_split(
+            {at<const int32_t>(cu_seqlens), num_entries, num_tokens, cp_size, num_slots,
+             at<int32_t>(cu_seqlens_padded), at<int64_t>(token_idx), at<int64_t>(position_ids),
+             at<int64_t>(inverse)},
+            at<CUstream_st>(stream)),
+        "context_parallel_split");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cuda, module) {
@@ -66,4 +90,6 @@ PYBIND11_MODULE(_cuda, module) {
   module.def("packed_metadata", &packed_metadata);
   module.def("dense_mask", &dense_mask);
   module.def("segment_loss", &segment_loss);
+  module.def("block_mask", &block_mask);
+  module.def("context_parallel_split", &context_parallel_split);
 }

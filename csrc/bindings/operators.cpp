@@ -1,5 +1,7 @@
 #include "bindings/core_bindings.h"
 #include "bindings/operator_arguments.h"
+#include "core/block_mask.h"
+#include "core/context_parallel.h"
 
 namespace py = pybind11;
 
@@ -35,12 +37,33 @@ void segment_loss(uintptr_t token_losses, uintptr_t loss_weights, int64_t num_to
       num_slices, document_losses, document_counts, slice_losses, slice_counts));
 }
 
+void block_mask(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                int64_t query_block_size, int64_t key_block_size, bool causal, int64_t window,
+                bool with_key_bounds, uintptr_t buffer) {
+  py::gil_scoped_release release;
+  dsm::block_mask({reinterpret_cast<const int32_t*>(cu_seqlens), num_entries, num_tokens,
+                   query_block_size, key_block_size, causal, window, with_key_bounds,
+                   reinterpret_cast<int32_t*>(buffer)});
+}
+
+void context_parallel_split(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
+                            int64_t cp_size, int64_t num_slots, uintptr_t cu_seqlens_padded,
+                            uintptr_t token_idx, uintptr_t position_ids, uintptr_t inverse) {
+  py::gil_scoped_release release;
+  dsm::context_parallel_split(
+      {reinterpret_cast<const int32_t*>(cu_seqlens), num_entries, num_tokens, cp_size, num_slots,
+       reinterpret_cast<int32_t*>(cu_seqlens_padded), reinterpret_cast<int64_t*>(token_idx),
+       reinterpret_cast<int64_t*>(position_ids), reinterpret_cast<int64_t*>(inverse)});
+}
+
 }  // namespace
 
 void bind_operators(py::module_& module) {
   module.def("packed_metadata", &packed_metadata);
   module.def("dense_mask", &dense_mask);
   module.def("segment_loss", &segment_loss);
+  module.def("block_mask", &block_mask);
+  module.def("context_parallel_split", &context_parallel_split);
 }
 
 }  // namespace dsm::bindings

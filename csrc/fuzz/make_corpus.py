@@ -94,6 +94,34 @@ def operator_seeds(folder: Path) -> Seeds:
                 yield f"{op}_{is_sound}_{name}", head + random.bytes(16 * num_tokens)
 
 
+_PACKS = {
+    "one": [0, 100],
+    "few": [0, 3, 40, 41, 100, 100],
+    "empty": [0, 0, 7, 7, 64],
+    "falling": [0, 50, 20, 64],
+    "none": [0, 0],
+}
+
+
+def block_mask_seeds(folder: Path) -> Seeds:
+    """Packs of each kind under both masks: num_tokens, block sizes and window less 1, flags."""
+    options = {"causal": (15, 15, 999, 3), "full": (6, 31, 999, 2), "window": (15, 7, 19, 3)}
+    return _pack_seeds(options)
+
+
+def context_parallel_seeds(folder: Path) -> Seeds:
+    """Packs of each kind on one rank and several, also with too few slots."""
+    return _pack_seeds({"one_rank": (0, 60), "three": (2, 30), "few_slots": (1, 3)})
+
+
+def _pack_seeds(options: dict[str, tuple[int, ...]]) -> Seeds:
+    """For the operators over cu_seqlens: 16-bit num_tokens and options, then 32-bit entries."""
+    for pack, cu_seqlens in _PACKS.items():
+        for name, values in options.items():
+            header = np.array([cu_seqlens[-1], *values], np.uint16)
+            yield f"{pack}_{name}", header.tobytes() + np.array(cu_seqlens, np.int32).tobytes()
+
+
 TARGETS: dict[str, Callable[[Path], Seeds]] = {
     "index": index_seeds,
     "spans": span_seeds,
@@ -101,6 +129,8 @@ TARGETS: dict[str, Callable[[Path], Seeds]] = {
     "manifest": manifest_seeds,
     "pack_index": pack_index_seeds,
     "operators": operator_seeds,
+    "block_mask": block_mask_seeds,
+    "context_parallel": context_parallel_seeds,
 }
 
 
