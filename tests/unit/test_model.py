@@ -8,7 +8,7 @@ import torch
 
 from dsm_engine.errors import DsmError
 from dsm_engine.files import read_json, write_json
-from dsm_engine.model.attention import packed_sequences
+from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import build_gpt, initialize_weights
 from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config, save_hf_model
