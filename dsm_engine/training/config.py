@@ -1,12 +1,12 @@
 """The recipe of a training run."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from dsm_engine.data.pack_index import OverlongPolicy, PackStrategy
-from dsm_engine.model.config import AttentionBackend, ModelConfig, Precision
+from dsm_engine.model.config import AttentionChoice, ModelConfig, Precision
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.recipes import Section
 
@@ -52,9 +52,9 @@ class OptimizationConfig(Section):
     """Decoupled (AdamW), on matrices only."""
     clip_grad: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
-    attention_backend: AttentionBackend | Literal["auto"] = "auto"
-    """What computes attention over packs; `auto` takes the first that the machine has, in the
-    order of docs/attention.md, and dsm doctor shows which."""
+    attention_backend: AttentionChoice = "auto"
+    """What computes attention over packs. `auto` takes the first that this machine has, in the
+    order of docs/attention.md; `dsm doctor` shows which."""
     precision: Precision = "fp32"
     """`bf16` keeps fp32 main weights and fp32 gradient sums."""
 

@@ -24,14 +24,14 @@ def choose_backend(name: str, case: AttentionCase) -> Backend:
     Raises DsmError where it cannot, with the reason and the names of those that can.
     """
     if name == "auto":
-        return next(backend for backend in _ORDER if backend.why_not(case) is None)
+        return next(backend for backend in _ORDER if backend.why_not(case) is None)  # split can
     if name not in BACKENDS:
         raise DsmError(f"attention backend {name!r}: there are auto, {', '.join(BACKENDS)}")
     reason = BACKENDS[name].why_not(case)
     if reason is not None:
         able = [backend.name for backend in _ORDER if backend.why_not(case) is None]
         raise DsmError(
-            f"attention backend {name} {reason}; auto takes {able[0]}, and there are "
+            f"attention backend {name}: {reason}; auto takes {able[0]}, and there are "
             f"{', '.join(able)}"
         )
     return BACKENDS[name]

@@ -3,12 +3,17 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from dsm_engine.model.attention.backend import AttentionCase, Backend, Pack
+from dsm_engine.model.attention.backend import (
+    AttentionCase,
+    Backend,
+    Pack,
+    missing_operators,
+)
 from dsm_engine.ops.dense_mask import dense_mask
 
 
 def _why_not(case: AttentionCase) -> str | None:
-    return None
+    return missing_operators(case)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:

@@ -1,6 +1,5 @@
 """The FlashAttention packages, where they are installed: 3 for Hopper, 2 from Ampere on."""
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from dsm_engine.model.attention.backend import (
     Backend,
     Pack,
     half_precision_on_cuda,
+    import_error,
 )
 
 _HOPPER = (9, 0)
@@ -18,14 +18,20 @@ _AMPERE = (8, 0)
 
 
 def _why_not_2(case: AttentionCase) -> str | None:
-    return half_precision_on_cuda(case, capability=_AMPERE) or _import_error("flash_attn")
+    return half_precision_on_cuda(case, capability=_AMPERE) or import_error(
+        "flash_attn", "flash_attn_varlen_func", "pip install flash-attn"
+    )
 
 
 def _why_not_3(case: AttentionCase) -> str | None:
     reason = half_precision_on_cuda(case, capability=_HOPPER)
     if reason is None and torch.cuda.get_device_capability(case.device)[0] != _HOPPER[0]:
         reason = "is written for Hopper (compute capability 9.0)"
-    return reason or _import_error("flash_attn_interface")
+    return reason or import_error(
+        "flash_attn_interface",
+        "flash_attn_varlen_func",
+        "build hopper/ of github.com/Dao-AILab/flash-attention",
+    )
 
 
 def _attend_2(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
@@ -67,22 +73,6 @@ def _output(
     )
     # Betas of version 3 give the log-sum-exp too.
     return output[0] if isinstance(output, tuple) else output
-
-
-@cache
-def _import_error(module: str) -> str | None:
-    """Why a package cannot be used; an extension of another build raises what it likes."""
-    import importlib
-
-    try:
-        function = importlib.import_module(module).flash_attn_varlen_func
-    except ModuleNotFoundError as error:
-        if error.name == module:
-            return f"{module} is not installed"
-        return f"{module} does not load: {error}"
-    except Exception as error:  # noqa: BLE001
-        return f"{module} does not load: {type(error).__name__}: {error}".splitlines()[0]
-    return None if callable(function) else f"{module} has no flash_attn_varlen_func"
 
 
 FLASH2 = Backend(

@@ -1,5 +1,6 @@
 """torch's FlexAttention, compiled, with the BlockMask of dsm_engine.ops.block_mask."""
 
+import importlib.util
 import shutil
 from functools import cache
 from typing import Any
@@ -7,9 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsm_engine.model.attention.backend import AttentionCase, Backend, Pack
+from dsm_engine.model.attention.backend import (
+    AttentionCase,
+    Backend,
+    Pack,
+    missing_operators,
+)
 from dsm_engine.ops.block_mask import block_mask
 
+_AMPERE = (8, 0)
 _SMALLEST_HEAD = 16
 _CXX = ("c++", "g++", "clang++")
 
@@ -22,9 +29,12 @@ def _why_not(case: AttentionCase) -> str | None:
             return "has no backward on the CPU"
         if not any(map(shutil.which, _CXX)):
             return "is compiled, and there is no C++ compiler"
-    elif not torch.cuda.get_device_capability(case.device) >= (8, 0):
+        return None
+    if torch.cuda.get_device_capability(case.device) < _AMPERE:
         return "needs compute capability 8.0"
-    return None
+    if importlib.util.find_spec("triton") is None:
+        return "is compiled, and triton is not installed"
+    return missing_operators(case)
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:

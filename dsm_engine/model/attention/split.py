@@ -40,4 +40,5 @@ SPLIT = Backend(
     what="torch SDPA, document by document",
     why_not=_why_not,
     attend=_attend,
+    needs_lengths=True,
 )

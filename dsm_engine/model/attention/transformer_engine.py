@@ -11,20 +11,34 @@ from dsm_engine.model.attention.backend import (
     Backend,
     Pack,
     half_precision_on_cuda,
+    import_error,
 )
 
-_AMPERE = (8, 0)
-_CUDNN_OF_GQA = 90_600  # thd with fewer key heads than query heads: cuDNN 9.6
+# Where cuDNN cannot serve, Transformer Engine goes on with other kernels without a word, in the end
+# with plain torch on documents padded to the length of the pack. So what TE 2.11's
+# get_attention_backend wants of cuDNN is asked here.
+_HOPPER = (9, 0)
+_WITHOUT_THD = (12, 0)
+_BLACKWELL = 10
+_CUDNN = 90_600  # 9.6, the first with thd for fewer key heads than query heads
 
 
 def _why_not(case: AttentionCase) -> str | None:
-    reason = half_precision_on_cuda(case, capability=_AMPERE) or _import_error()
+    reason = half_precision_on_cuda(case, capability=_HOPPER)
     if reason is not None:
         return reason
-    cudnn = torch.backends.cudnn.version() or 0
-    if case.num_heads != case.num_groups and cudnn < _CUDNN_OF_GQA:
-        return f"needs cuDNN 9.6 for fewer key heads than query heads, found {cudnn}"
-    return None
+    capability = torch.cuda.get_device_capability(case.device)
+    if capability == _WITHOUT_THD:
+        return "has no cuDNN kernels over packs for compute capability 12.0"
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if case.training and deterministic and capability[0] >= _BLACKWELL:
+        return "has no deterministic backward from compute capability 10.0 on"
+    version = torch.backends.cudnn.version() or 0
+    if version < _CUDNN:
+        return f"needs cuDNN 9.6, found {version // 10_000}.{version // 100 % 100}"
+    return import_error(
+        "transformer_engine.pytorch", "DotProductAttention", "pip install 'dsm-engine[gpu]'"
+    )
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
@@ -68,19 +82,6 @@ def _module(
         attn_mask_type="padding_causal",
         softmax_scale=scale,
     )
-
-
-@cache
-def _import_error() -> str | None:
-    try:
-        import transformer_engine.pytorch  # noqa: F401 # pyright: ignore[reportMissingImports]
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "transformer_engine":
-            return "transformer-engine is not installed: pip install 'dsm-engine[gpu]'"
-        return f"transformer-engine does not load: {error}"
-    except Exception as error:  # noqa: BLE001 - RuntimeError without CUDA, OSError without cuDNN
-        return f"transformer-engine does not load: {type(error).__name__}: {error}".splitlines()[0]
-    return None
 
 
 TRANSFORMER_ENGINE = Backend(

@@ -4,6 +4,7 @@ import inspect
 from functools import cache
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dsm_engine.model.attention.backend import (
@@ -19,22 +20,17 @@ def _why_not(case: AttentionCase) -> str | None:
     if reason is not None:
         return reason
     parameters = _parameters()
-    if parameters is None:
-        return "this torch has no torch.nn.attention.varlen: 2.10 or later has"
+    if not {"scale", "window_size"} <= parameters:
+        return f"torch {torch.__version__} has no such varlen_attn: 2.11 has"
     if case.num_heads != case.num_groups and "enable_gqa" not in parameters:
-        return "this torch's takes no fewer key heads than query heads (GQA)"
+        return f"torch {torch.__version__} wants as many key heads as query heads: 2.12 does not"
     return None
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
     parameters = _parameters()
-    assert parameters is not None, "why_not says so"
     ends, longest = pack.cu_seqlens_q, pack.max_seqlen_q
-    options: dict[str, Any] = {"scale": scale}
-    if "window_size" in parameters:
-        options["window_size"] = (-1, 0)
-    else:  # torch 2.10
-        options["is_causal"] = True
+    options: dict[str, Any] = {"scale": scale, "window_size": (-1, 0)}  # causal
     if query.size(1) != key.size(1):
         options["enable_gqa"] = True
     if "num_splits" in parameters:
@@ -50,11 +46,11 @@ def _function() -> Any:
 
 
 @cache
-def _parameters() -> frozenset[str] | None:
+def _parameters() -> frozenset[str]:
     try:
         return frozenset(inspect.signature(_function()).parameters)
     except ImportError:
-        return None
+        return frozenset()
 
 
 VARLEN = Backend(
