@@ -80,6 +80,15 @@ def test_packed_loss_of_each_token_equals_that_of_the_document_alone(one_rank: A
     assert (merged - packed).abs().max() > 1e-2, "the boundaries make no difference here"
 
 
+def test_a_pack_of_one_document_has_the_losses_of_a_plain_batch(one_rank: Any) -> None:
+    _, gpt = _model(one_rank)
+    tokens, labels = _pack()
+    length = tokens.size(1)
+    plain = gpt(tokens, torch.arange(length)[None], None, labels=labels)
+    packed = _token_losses(gpt, tokens, labels, (length,))
+    torch.testing.assert_close(packed, plain, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_changing_one_document_leaves_the_others_bitwise_the_same(
     one_rank: Any, precision: str
