@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from dsm_engine.environment import package_version
+from dsm_engine.model.config import AttentionBackend
 from dsm_engine.sandbox import sandbox_status
 from dsm_engine.sandbox.commands import find_bwrap
 
@@ -52,6 +53,11 @@ if torch is not None:
         for name in ("transformer_engine.pytorch", "apex", "flash_attn"):
             if importlib.util.find_spec(name.partition(".")[0]):
                 attempt(name)
+    try:
+        from dsm_engine.model.attention.choice import survey
+        report["attention"] = survey()
+    except BaseException as error:
+        report["errors"]["attention"] = f"{type(error).__name__}: {error}".splitlines()[0]
 print(json.dumps(report))
 """
 
@@ -180,6 +186,33 @@ def _cuda_operators() -> Finding:
     return _ok("CUDA operators", "built")
 
 
+def _attention() -> Finding:
+    """Which backend computes attention where the recipe leaves the choice."""
+    taken = _probe().get("attention", {}).get("auto")
+    if taken is None:
+        return _broken("attention", _import_error("attention"))
+    names = sorted(set(taken.values()))
+    if len(names) == 1:
+        return _ok("attention", f"auto takes {names[0]}")
+    each = ", ".join(f"{name} in {precision}" for precision, name in taken.items())
+    return _ok("attention", f"auto takes {each}")
+
+
+def _attention_backend(backend: str) -> Check:
+    """Whether a backend can train a bf16 model here, and why not."""
+
+    def check() -> Finding:
+        found = _probe().get("attention", {}).get("backends", {}).get(backend)
+        name = f"attention: {backend}"
+        if found is None:
+            return _absent(name, "not looked at: torch or the engine's models do not load")
+        if found["why_not"] is not None:
+            return _absent(name, found["why_not"])
+        return _ok(name, found["what"])
+
+    return check
+
+
 def _sentencepiece() -> Finding:
     version = package_version("sentencepiece")
     if version is None:
@@ -287,6 +320,8 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ),
     ("native core", _native_core),
     ("CUDA operators", _cuda_operators),
+    ("attention", _attention),
+    *((f"attention: {name}", _attention_backend(name)) for name in get_args(AttentionBackend)),
     ("sentencepiece", _sentencepiece),
     (
         "pyarrow",

@@ -29,10 +29,10 @@ class TerminalObserver:
         steps_per_epoch = start.packs_per_epoch / start.global_batch_size
         self._progress.print(
             f"{start.num_parameters / 1e6:,.2f} M parameters on {start.world_size} x "
-            f"{start.device}; {start.num_documents:,} documents in {start.packs_per_epoch:,} "
-            f"packs of {start.seq_length:,} tokens; {start.global_batch_size} packs a step, "
-            f"{steps_per_epoch:,.1f} steps an epoch, {start.steps:,} steps "
-            f"({start.steps / steps_per_epoch:,.2f} epochs)"
+            f"{start.device}, attention by {start.attention}; {start.num_documents:,} documents "
+            f"in {start.packs_per_epoch:,} packs of {start.seq_length:,} tokens; "
+            f"{start.global_batch_size} packs a step, {steps_per_epoch:,.1f} steps an epoch, "
+            f"{start.steps:,} steps ({start.steps / steps_per_epoch:,.2f} epochs)"
         )
         if start.first_step:
             self._progress.print(f"resumed after step {start.first_step:,}")

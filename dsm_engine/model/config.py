@@ -76,6 +76,9 @@ class ModelConfig(Section):
 
 
 Precision = Literal["fp32", "bf16"]
+AttentionBackend = Literal["te", "flash3", "varlen", "flash2", "split", "flex", "dense"]
+"""What computes attention over packs: docs/attention.md."""
+AttentionChoice = Literal["auto", AttentionBackend]
 
 # Keys of a Hugging Face config.json that would change the computation if they were ignored.
 _HF_MUST_BE: dict[str, tuple[Any, ...]] = {

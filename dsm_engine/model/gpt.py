@@ -20,6 +20,8 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
+from dsm_engine.model.attention.backend import AttentionCase
+from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig, Precision
 from dsm_engine.model.spec import portable_block_spec
 from dsm_engine.parallel.config import ParallelConfig
@@ -29,16 +31,28 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def build_gpt(
-    model: ModelConfig, parallel: ParallelConfig, precision: Precision, context: ParallelContext
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: Precision,
+    context: ParallelContext,
+    *,
+    attention: str = "auto",
+    training: bool = True,
 ) -> GPTModel:
-    """This rank's stage and shard of the model, on its device, weights not yet meaningful."""
+    """This rank's stage and shard of the model, on its device, weights not yet meaningful.
+
+    `attention` names a backend; one that has no backward serves where `training` is False. Raises
+    DsmError where it cannot serve.
+    """
     config = _transformer_config(model, parallel, precision, context)
+    case = attention_case(model, precision, context, training=training)
+    backend = choose_backend(attention, case)
     num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=context.pp_rank)
     rotary_base: Any = model.rotary_base  # annotated int, used as a number
     with context.megatron_scope():
         gpt = GPTModel(
             config,
-            portable_block_spec(num_layers),
+            portable_block_spec(num_layers, backend),
             vocab_size=model.vocab_size,
             max_sequence_length=model.max_position_embeddings,
             pre_process=context.is_first_stage,
@@ -50,6 +64,20 @@ def build_gpt(
     gpt = gpt.to(device=context.device, dtype=DTYPES[precision])
     _mark_sharded_parameters(gpt)
     return gpt
+
+
+def attention_case(
+    model: ModelConfig, precision: Precision, context: ParallelContext, *, training: bool = True
+) -> AttentionCase:
+    """What one rank of the model asks of its attention."""
+    return AttentionCase(
+        device=context.device,
+        dtype=DTYPES[precision],
+        num_heads=model.num_attention_heads // context.tp_size,
+        num_groups=model.num_query_groups // context.tp_size,
+        head_dim=model.head_dim,
+        training=training,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

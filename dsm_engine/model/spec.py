@@ -16,7 +16,8 @@ from megatron.core.transformer.transformer_layer import (
     TransformerLayerSubmodules,
 )
 
-from dsm_engine.model.attention import PackedAttention
+from dsm_engine.model.attention.backend import Backend
+from dsm_engine.model.attention.core_attention import PackedAttention
 
 
 class RMSNorm(torch.nn.RMSNorm):
@@ -34,7 +35,7 @@ class RMSNorm(torch.nn.RMSNorm):
         weight.sequence_parallel = config.sequence_parallel
 
 
-def portable_block_spec(num_layers: int) -> Any:
+def portable_block_spec(num_layers: int, attention: Backend) -> Any:
     """TransformerBlockSubmodules of one pipeline stage, from Megatron's own torch modules.
 
     Runs on any device. Megatron's annotations are narrower than what its spec builder takes
@@ -52,7 +53,9 @@ def portable_block_spec(num_layers: int) -> Any:
                 params={"attn_mask_type": AttnMaskType.causal},
                 submodules=attention_submodules(
                     linear_qkv=ColumnParallelLinear,
-                    core_attention=PackedAttention,
+                    core_attention=ModuleSpec(
+                        module=PackedAttention, params={"backend": attention}
+                    ),
                     linear_proj=RowParallelLinear,
                 ),
             ),

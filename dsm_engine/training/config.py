@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from dsm_engine.data.pack_index import OverlongPolicy, PackStrategy
-from dsm_engine.model.config import ModelConfig, Precision
+from dsm_engine.model.config import AttentionChoice, ModelConfig, Precision
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.recipes import Section
 
@@ -52,6 +52,9 @@ class OptimizationConfig(Section):
     """Decoupled (AdamW), on matrices only."""
     clip_grad: float = Field(default=1.0, gt=0)
     """Gradients are scaled down to this global L2 norm."""
+    attention_backend: AttentionChoice = "auto"
+    """What computes attention over packs. `auto` takes the first that this machine has, in the
+    order of docs/attention.md; `dsm doctor` shows which."""
     precision: Precision = "fp32"
     """`bf16` keeps fp32 main weights and fp32 gradient sums."""
 

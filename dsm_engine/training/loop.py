@@ -11,8 +11,9 @@ import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
 
 from dsm_engine.errors import DsmError
+from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig
-from dsm_engine.model.gpt import build_gpt, initialize_weights
+from dsm_engine.model.gpt import attention_case, build_gpt, initialize_weights
 from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config
 from dsm_engine.parallel.config import layout_mistakes
 from dsm_engine.parallel.context import ParallelContext, parallel_context
@@ -90,7 +91,17 @@ class _Run:
         if self._start_from is not None:
             self._refuse_other_stream(self._start_from)
 
-        self._gpt: GPTModel = build_gpt(model, recipe.parallel, recipe.training.precision, context)
+        self._attention = choose_backend(
+            recipe.training.attention_backend,
+            attention_case(model, recipe.training.precision, context),
+        ).name
+        self._gpt: GPTModel = build_gpt(
+            model,
+            recipe.parallel,
+            recipe.training.precision,
+            context,
+            attention=self._attention,
+        )
         if self._start_from is None:
             self._fill_weights()
         self._model, self._optimizer = wrap_for_training(
@@ -108,7 +119,11 @@ class _Run:
             if self._context.rank == 0:
                 stack.enter_context(only_writer(recipe.run))
                 write_run_folder(
-                    recipe, self._data.train, self._data.train_packs, self._data.tokenizer
+                    recipe,
+                    self._data.train,
+                    self._data.train_packs,
+                    self._data.tokenizer,
+                    attention=self._attention,
                 )
                 writer = MetricsWriter(
                     recipe.run, first_step=self._step, tensorboard=recipe.logging.tensorboard
@@ -242,6 +257,7 @@ class _Run:
             seq_length=self._recipe.data.seq_length,
             world_size=self._context.world_size,
             device=str(self._context.device),
+            attention=self._attention,
         )
 
     def _refuse_other_stream(self, folder: Path) -> None:

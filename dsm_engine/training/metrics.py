@@ -47,6 +47,8 @@ class RunStart:
     seq_length: int
     world_size: int
     device: str
+    attention: str
+    """The backend that computes it."""
 
 
 class TrainObserver(Protocol):

@@ -52,12 +52,20 @@ def only_writer(run: Path) -> Iterator[None]:
 
 
 def write_run_folder(
-    recipe: TrainRecipe, dataset: TokenizedDataset, packs: PackIndex, tokenizer: Tokenizer
+    recipe: TrainRecipe,
+    dataset: TokenizedDataset,
+    packs: PackIndex,
+    tokenizer: Tokenizer,
+    *,
+    attention: str,
 ) -> None:
-    """Writes recipe.yaml, environment.json, data.json and tokenizer/; rank 0 only."""
+    """Writes recipe.yaml, environment.json, data.json and tokenizer/; rank 0 only.
+
+    `attention` is the backend that was chosen.
+    """
     run = recipe.run
     _write_recipe(run / "recipe.yaml", dump_yaml(recipe).encode())
-    write_json(run / "environment.json", environment_report())
+    write_json(run / "environment.json", {**environment_report(), "attention": attention})
     write_json(run / "data.json", _describe_data(recipe, dataset, packs))
     tokenizer.save(run / TOKENIZER_FOLDER)
 

@@ -15,7 +15,7 @@ from dsm_engine.data.pack_index import PackIndex, deal_packs
 from dsm_engine.data.pack_order import PackOrder
 from dsm_engine.data.packed_batch import PackedBatch, PackReader
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
-from dsm_engine.model.attention import PackedSequences, packed_sequences
+from dsm_engine.model.attention.packs import PackedSequences, packed_sequences
 from dsm_engine.parallel.context import ParallelContext
 
 

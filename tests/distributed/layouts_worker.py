@@ -42,7 +42,7 @@ def write_packed_and_unpacked_losses(recipe: Any, output: Path) -> None:
     from dsm_engine.data.pack_index import build_pack_index
     from dsm_engine.data.packed_batch import PackReader
     from dsm_engine.data.tokenized_dataset import TokenizedDataset
-    from dsm_engine.model.attention import packed_sequences
+    from dsm_engine.model.attention.packs import packed_sequences
     from dsm_engine.model.gpt import build_gpt, initialize_weights
     from dsm_engine.parallel.context import parallel_context
 

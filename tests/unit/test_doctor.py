@@ -83,11 +83,40 @@ def test_devices_and_packages_over_them(monkeypatch: pytest.MonkeyPatch) -> None
     assert found("flash-attn").state == "broken" and "symbol" in found("flash-attn").text
 
 
+def test_attention_backends_have_a_line_each_and_auto_says_its_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    attention: dict[str, Any] = {
+        "backends": {
+            "te": {"what": "Transformer Engine", "why_not": None},
+            "flash3": {"what": "FlashAttention 3", "why_not": "is not installed"},
+        },
+        "auto": {"bf16": "te", "fp32": "split"},
+    }
+    probe_says(monkeypatch, {"attention": attention})
+    assert found("attention").text == "auto takes te in bf16, split in fp32"
+    te, flash3, dense = (found(f"attention: {name}") for name in ("te", "flash3", "dense"))
+    assert (te.state, te.text) == ("ok", "Transformer Engine")
+    assert (flash3.state, flash3.text) == ("absent", "is not installed")
+    assert dense.state == "absent"
+    attention["auto"]["bf16"] = "split"
+    assert found("attention").text == "auto takes split"
+
+
+def test_an_engine_whose_models_do_not_load_has_a_broken_attention(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    probe_says(monkeypatch, {"errors": {"attention": "ImportError: libtorch"}})
+    assert found("attention").state == "broken" and "libtorch" in found("attention").text
+    assert found("attention: split").state == "absent"
+
+
 def test_the_probe_of_a_machine_prints_json() -> None:
     done = subprocess.run(
         [sys.executable, "-c", doctor._PROBE], capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout.splitlines()[-1])["torch"]["version"]
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["torch"]["version"] and set(report["attention"]) == {"backends", "auto"}
 
 
 def test_a_missing_bubblewrap_says_how_to_get_it(

@@ -8,7 +8,7 @@ import torch
 
 from dsm_engine.errors import DsmError
 from dsm_engine.files import read_json, write_json
-from dsm_engine.model.attention import packed_sequences
+from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import build_gpt, initialize_weights
 from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config, save_hf_model
@@ -27,9 +27,22 @@ SHAPE = {
 LENGTHS = (37, 1, 70, 20)
 
 
-def _model(one_rank: Any, precision: str = "fp32", seed: int = 3, **changes: Any) -> Any:
+def _model(
+    one_rank: Any,
+    precision: str = "fp32",
+    seed: int = 3,
+    *,
+    attention: str = "auto",
+    **changes: Any,
+) -> Any:
     config = ModelConfig(**{**SHAPE, **changes})
-    gpt = build_gpt(config, ParallelConfig(), precision, one_rank)  # type: ignore[arg-type]
+    gpt = build_gpt(
+        config,
+        ParallelConfig(),
+        precision,  # type: ignore[arg-type]
+        one_rank,
+        attention=attention,
+    )
     initialize_weights(gpt, config, one_rank, seed=seed)
     return config, gpt
 
@@ -67,6 +80,15 @@ def test_packed_loss_of_each_token_equals_that_of_the_document_alone(one_rank: A
     assert (merged - packed).abs().max() > 1e-2, "the boundaries make no difference here"
 
 
+def test_a_pack_of_one_document_has_the_losses_of_a_plain_batch(one_rank: Any) -> None:
+    _, gpt = _model(one_rank)
+    tokens, labels = _pack()
+    length = tokens.size(1)
+    plain = gpt(tokens, torch.arange(length)[None], None, labels=labels)
+    packed = _token_losses(gpt, tokens, labels, (length,))
+    torch.testing.assert_close(packed, plain, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_changing_one_document_leaves_the_others_bitwise_the_same(
     one_rank: Any, precision: str
@@ -88,6 +110,23 @@ def test_changing_one_document_leaves_the_others_bitwise_the_same(
     assert torch.equal(before, after)
     for mine, other in zip(gradients_before[1:], gradients_after[1:], strict=True):
         assert torch.equal(mine, other)
+
+
+def test_the_model_computes_the_same_with_every_attention_backend(one_rank: Any) -> None:
+    tokens, labels = _pack()
+    losses = {}
+    for attention in ("auto", "split", "dense"):
+        _, gpt = _model(one_rank, attention=attention)
+        losses[attention] = _token_losses(gpt, tokens, labels, LENGTHS)
+    assert torch.equal(losses["auto"], losses["split"])
+    torch.testing.assert_close(losses["dense"], losses["split"], atol=1e-6, rtol=0)
+
+
+def test_a_backend_that_cannot_train_here_is_refused_when_the_model_is_built(
+    one_rank: Any,
+) -> None:
+    with pytest.raises(DsmError, match="attention backend flex: has no backward on the CPU"):
+        _model(one_rank, attention="flex")
 
 
 def test_fresh_weights_depend_on_the_seed_and_the_name_alone(one_rank: Any) -> None:

@@ -9,6 +9,7 @@ from dsm_engine.data.pack_file import save_pack_index
 from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.errors import DsmError
+from dsm_engine.files import read_json
 from dsm_engine.recipes import validate_recipe
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.loop import train
@@ -105,6 +106,21 @@ def test_every_mistake_of_a_layout_is_in_one_message(
     )
     for part in ("num_attention_heads 6", "num_query_groups 2", "seq_length 510", "batch_size 4"):
         assert any(part in mistake for mistake in mistakes), part
+
+
+def test_an_attention_backend_that_this_machine_lacks_is_refused_before_anything_is_written(
+    tmp_path: Path, sample_data: Path, make_recipe: Make
+) -> None:
+    run = tmp_path / "run"
+    recipe = make_recipe(sample_data, run, training__attention_backend="te")
+    _fails(recipe, "attention backend te: needs a CUDA device; auto takes split")
+    recipe = make_recipe(sample_data, run, training__attention_backend="flesh")
+    _fails(recipe, "training.attention_backend: input should be 'auto', 'te', .*found 'flesh'")
+    assert not run.exists()
+
+
+def test_the_run_folder_says_which_backend_computed_attention(finished_run: Path) -> None:
+    assert read_json(finished_run / "environment.json")["attention"] == "split"
 
 
 def test_a_run_folder_is_not_written_over(

@@ -1,0 +1,1 @@
+"""Block-diagonal causal attention over packs: one interface, several backends."""

@@ -1,0 +1,95 @@
+"""What a backend is: a name, when it can serve, and a function."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from dsm_engine.ops.library import cuda_core
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionCase:
+    """What a model asks of its attention, on one rank."""
+
+    device: torch.device
+    dtype: torch.dtype
+    num_heads: int
+    """Query heads."""
+    num_groups: int
+    """Key and value heads; divides num_heads."""
+    head_dim: int
+    training: bool = True
+    """Whether gradients are wanted."""
+
+
+class Pack(Protocol):
+    """The part of `packs.PackedSequences` that backends use."""
+
+    cu_seqlens_q: Tensor
+    max_seqlen_q: int
+    lengths: tuple[int, ...]
+    mask: Tensor | None
+    block_mask: BlockMask | None
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Pack, float | None], Tensor]
+"""query [T, heads, head_dim], key and value [T, groups, head_dim], the pack, the scale of the
+scores (None: head_dim ** -0.5) -> [T, heads, head_dim]."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Backend:
+    """One way to compute block-diagonal causal attention."""
+
+    name: str
+    what: str
+    """In a few words."""
+    why_not: Callable[[AttentionCase], str | None]
+    """Why it cannot serve a case on this machine; None where it can."""
+    attend: Attend
+    needs_lengths: bool = False
+    """Whether it reads the documents' lengths on the host."""
+
+
+@cache
+def import_error(module: str, function: str, install: str) -> str | None:
+    """Why a package cannot be used, None where it can.
+
+    An extension of another build, or one without its driver, raises what it likes: Transformer
+    Engine a RuntimeError where torch is a CPU build.
+    """
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:  # noqa: BLE001
+        if isinstance(error, ModuleNotFoundError) and error.name == module.partition(".")[0]:
+            return f"is not installed: {install}"
+        return f"{module} does not load: {type(error).__name__}: {error}".splitlines()[0]
+    return None if hasattr(loaded, function) else f"{module} has no {function}"
+
+
+def missing_operators(case: AttentionCase) -> str | None:
+    """Why the engine's own operators, which make the masks, do not run on the device."""
+    if case.device.type == "cuda" and cuda_core is None:
+        return "needs the CUDA operators: install dsm_engine where there is nvcc"
+    return None
+
+
+def half_precision_on_cuda(case: AttentionCase, *, capability: tuple[int, int]) -> str | None:
+    """Why a kernel of the FlashAttention family cannot serve, by device, dtype and head size."""
+    if case.device.type != "cuda":
+        return "needs a CUDA device"
+    if case.dtype is not torch.bfloat16:
+        return f"takes bf16, not {str(case.dtype).removeprefix('torch.')}"
+    if case.head_dim % 8 or case.head_dim > 256:
+        return f"takes head sizes up to 256 in steps of 8, not {case.head_dim}"
+    found = torch.cuda.get_device_capability(case.device)
+    if found < capability:
+        needed = ".".join(map(str, capability))
+        return f"needs compute capability {needed}, the device has {found[0]}.{found[1]}"
+    return None

@@ -1,0 +1,92 @@
+"""Transformer Engine's attention over packs (`thd`): cuDNN's fused kernels on Hopper."""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dsm_engine.model.attention.backend import (
+    AttentionCase,
+    Backend,
+    Pack,
+    half_precision_on_cuda,
+    import_error,
+)
+
+# Where cuDNN cannot serve, Transformer Engine goes on with other kernels without a word, in the end
+# with plain torch on documents padded to the length of the pack. So what TE 2.11's
+# get_attention_backend wants of cuDNN is asked here.
+_HOPPER = (9, 0)
+_WITHOUT_THD = (12, 0)
+_BLACKWELL = 10
+_CUDNN = 90_600  # 9.6, the first with thd for fewer key heads than query heads
+
+
+def _why_not(case: AttentionCase) -> str | None:
+    reason = half_precision_on_cuda(case, capability=_HOPPER)
+    if reason is not None:
+        return reason
+    capability = torch.cuda.get_device_capability(case.device)
+    if capability == _WITHOUT_THD:
+        return "has no cuDNN kernels over packs for compute capability 12.0"
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    if case.training and deterministic and capability[0] >= _BLACKWELL:
+        return "has no deterministic backward from compute capability 10.0 on"
+    version = torch.backends.cudnn.version() or 0
+    if version < _CUDNN:
+        return f"needs cuDNN 9.6, found {version // 10_000}.{version // 100 % 100}"
+    return import_error(
+        "transformer_engine.pytorch", "DotProductAttention", "pip install 'dsm-engine[gpu]'"
+    )
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
+    ends = pack.cu_seqlens_q
+    # T where every document is shorter too: cuDNN builds a graph for each longest length it meets.
+    longest = query.size(0)
+    module = _module(
+        query.size(1),
+        key.size(1),
+        query.size(2),
+        scale,
+        torch.are_deterministic_algorithms_enabled(),
+    )
+    output = module(
+        query,
+        key,
+        value,
+        cu_seqlens_q=ends,
+        cu_seqlens_kv=ends,
+        max_seqlen_q=longest,
+        max_seqlen_kv=longest,
+    )  # [T, heads * head_dim]
+    return output.view_as(query)
+
+
+@cache
+def _module(
+    num_heads: int, num_groups: int, head_dim: int, scale: float | None, deterministic: bool
+) -> Any:
+    """It has no parameters, so all layers share one; `deterministic` is read when it is made."""
+    from transformer_engine.pytorch import (  # pyright: ignore[reportMissingImports]
+        DotProductAttention,
+    )
+
+    return DotProductAttention(
+        num_heads,
+        head_dim,
+        num_gqa_groups=num_groups,
+        attention_dropout=0.0,
+        qkv_format="thd",
+        attn_mask_type="padding_causal",
+        softmax_scale=scale,
+    )
+
+
+TRANSFORMER_ENGINE = Backend(
+    name="te",
+    what="Transformer Engine thd (cuDNN)",
+    why_not=_why_not,
+    attend=_attend,
+)
