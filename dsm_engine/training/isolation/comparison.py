@@ -1,0 +1,158 @@
+"""Whether numbers are the same: bit for bit, to a bound, or within rounding."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dsm_engine.model.config import Precision
+from dsm_engine.training.isolation.numbers import (
+    INPUT_GRADIENTS,
+    KINDS,
+    PARAMETER_GRADIENTS,
+    PassNumbers,
+)
+from dsm_engine.training.isolation.packs import PackDocument
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Unit roundoff, and how many of them a layer may contribute. In bf16 they are the roundings of
+# stored activations alone; sums are fp32 in both, and count where storing rounds no more.
+_ROUNDING: dict[Precision, float] = {"fp32": 32 * 2.0**-24, "bf16": 8 * 2.0**-9}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Movement:
+    """Numbers that differ although only another document changed."""
+
+    changed: str
+    """The document whose tokens changed."""
+    moved: str
+    """The document or the parameter whose numbers differ."""
+    kind: str
+    num_moved: int
+    num_compared: int
+    largest: float
+    """Largest absolute difference; NaN where one of the two is."""
+    rank: int
+
+
+@dataclass(kw_only=True)
+class Comparison:
+    """What has been compared before and after a change on this rank."""
+
+    rank: int
+    bound: float = 0.0
+    """0: bit for bit. Else the largest difference allowed, as a share of the largest magnitude of
+    what is compared."""
+    num_compared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    movements: list[Movement] = field(default_factory=list)
+    unreached: list[str] = field(default_factory=list)
+    """Documents whose own numbers are as before, with the kind: a comparison that cannot fail."""
+
+    def compare(self, before: Tensor, after: Tensor, kind: str, changed: str, moved: str) -> None:
+        """Counts the values, and notes a movement where some differ."""
+        self.num_compared[kind] += before.numel()
+        differs = _differs(before, after, self.bound)
+        num_moved = int(differs.sum())
+        if num_moved:
+            difference = (before[differs].double() - after[differs].double()).abs()
+            self.movements.append(
+                Movement(
+                    changed=changed,
+                    moved=moved,
+                    kind=kind,
+                    num_moved=num_moved,
+                    num_compared=before.numel(),
+                    largest=float(difference.max()),
+                    rank=self.rank,
+                )
+            )
+
+    def compare_tokens(
+        self,
+        before: PassNumbers,
+        after: PassNumbers,
+        documents: Sequence[PackDocument],
+        changed: PackDocument,
+    ) -> None:
+        """Compares the numbers of every document but the changed one, whose own must differ."""
+        for kind, numbers in before.tokens.items():
+            for document in documents:
+                old, new = (
+                    each.of(document.start, document.end) for each in (numbers, after.tokens[kind])
+                )
+                if document is not changed:
+                    self.compare(old, new, kind, changed.name, document.name)
+                elif self._must_move(kind, document, old) and not _differs(old, new, 0.0).any():
+                    self.unreached.append(f"the {kind} of {document.name}")
+
+    def compare_parameters(
+        self, before: PassNumbers, after: PassNumbers, changed: PackDocument
+    ) -> None:
+        """Compares the gradients of every parameter."""
+        for name, gradient in before.parameters.items():
+            self.compare(gradient, after.parameters[name], PARAMETER_GRADIENTS, changed.name, name)
+
+    @staticmethod
+    def _must_move(kind: str, document: PackDocument, numbers: Tensor) -> bool:
+        # Without a label of its own a document has no gradients, and its tokens may be another
+        # rank's.
+        return numbers.numel() > 0 and (kind != INPUT_GRADIENTS or document.is_supervised)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far packed and unpacked are apart where they are furthest."""
+
+    worst: float
+    """Norm of the difference over the norm of the unpacked numbers."""
+    where: str
+    """The document or the parameter."""
+    bound: float
+    rank: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether that is rounding."""
+        return self.worst <= self.bound
+
+
+def furthest(differences: Mapping[str, float], bound: float, rank: int) -> Agreement:
+    """The largest of relative differences by name; NaN is infinitely far."""
+    distances = {
+        name: math.inf if math.isnan(value) else value for name, value in differences.items()
+    }
+    where = max(distances, key=lambda name: distances[name])
+    return Agreement(worst=distances[where], where=where, bound=bound, rank=rank)
+
+
+def rounding_bound(precision: Precision, num_layers: int) -> float:
+    """Largest relative L2 difference of a tensor that passes for rounding.
+
+    Packed and unpacked differ in how attention batches documents and in the order of sums. Every
+    layer contributes relative errors of some unit roundoffs, independent of the other layers', so
+    that their sum grows with the square root of the layers (docs/verification.md has what is
+    measured).
+    """
+    return _ROUNDING[precision] * math.sqrt(num_layers)
+
+
+def relative_difference(numbers: Tensor, reference: Tensor) -> float:
+    """L2 norm of the difference over that of the reference; 0 where both are 0."""
+    difference = float(torch.linalg.vector_norm(numbers.double() - reference.double()))
+    norm = float(torch.linalg.vector_norm(reference.double()))
+    if difference == 0.0:
+        return 0.0
+    return difference / norm if norm else math.inf
+
+
+def _differs(before: Tensor, after: Tensor, bound: float) -> Tensor:
+    if bound == 0.0:
+        integer = _INTEGERS[before.element_size()]
+        return before.contiguous().view(integer) != after.contiguous().view(integer)
+    if not before.numel():
+        return torch.zeros_like(before, dtype=torch.bool)
+    allowed = bound * before.abs().max().double()
+    return ~((before.double() - after.double()).abs() <= allowed)  # NaN is no number within bounds
