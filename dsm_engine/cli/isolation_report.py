@@ -41,15 +41,14 @@ def _isolation_table(report: IsolationReport) -> Table:
 
 
 def _unpacked_table(report: IsolationReport) -> Table:
-    table = _table("precision", "numbers", ">apart", ">bound", "pack", "where they are furthest")
+    table = _table("precision", "numbers", ">apart", ">bound", "where they are furthest")
     for precision, kind, pack_idx, agreement in report.furthest():
         table.add_row(
             precision,
             kind,
             f"{agreement.worst:.1e}",
             f"{agreement.bound:.1e}",
-            str(pack_idx),
-            agreement.where,
+            f"pack {pack_idx}, {agreement.where}",
         )
     return table
 

@@ -47,8 +47,8 @@ class IsolationOptions:
     gradients: bool = True
     """Without, losses, logits and keys alone are compared: for attention without a backward."""
     bound: float = 0.0
-    """Largest difference for isolation, as a share of the largest magnitude of what is compared;
-    0 compares bits. Scales that a tensor's values share, as in tensorwise FP8, need one."""
+    """Largest difference for isolation, as a share of the largest magnitude in the tensor; 0
+    compares bits. Scales that a tensor's values share, as in tensorwise FP8, need one."""
 
 
 def num_passes(pack: Pack, options: IsolationOptions) -> int:

@@ -19,7 +19,7 @@ from dsm_engine.training.isolation.packs import PackDocument
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Unit roundoff, and how many of them a layer may contribute. In bf16 they are the roundings of
 # stored activations alone; sums are fp32 in both, and count where storing rounds no more.
-_ROUNDING: dict[Precision, float] = {"fp32": 32 * 2.0**-24, "bf16": 8 * 2.0**-9}
+_ROUNDING: dict[Precision, float] = {"fp32": 64 * 2.0**-24, "bf16": 16 * 2.0**-9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +45,24 @@ class Comparison:
     rank: int
     bound: float = 0.0
     """0: bit for bit. Else the largest difference allowed, as a share of the largest magnitude of
-    what is compared."""
+    the tensor: that is what a scale shared by its values rounds to."""
     num_compared: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
     movements: list[Movement] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
     """Documents whose own numbers are as before, with the kind: a comparison that cannot fail."""
 
-    def compare(self, before: Tensor, after: Tensor, kind: str, changed: str, moved: str) -> None:
-        """Counts the values, and notes a movement where some differ."""
+    def compare(
+        self,
+        before: Tensor,
+        after: Tensor,
+        kind: str,
+        changed: str,
+        moved: str,
+        allowed: float = 0.0,
+    ) -> None:
+        """Counts the values, and notes a movement where some differ by more than is allowed."""
         self.num_compared[kind] += before.numel()
-        differs = _differs(before, after, self.bound)
+        differs = _differs(before, after, allowed)
         num_moved = int(differs.sum())
         if num_moved:
             difference = (before[differs].double() - after[differs].double()).abs()
@@ -79,12 +87,13 @@ class Comparison:
     ) -> None:
         """Compares the numbers of every document but the changed one, whose own must differ."""
         for kind, numbers in before.tokens.items():
+            allowed = self._allowed(numbers.values)
             for document in documents:
                 old, new = (
                     each.of(document.start, document.end) for each in (numbers, after.tokens[kind])
                 )
                 if document is not changed:
-                    self.compare(old, new, kind, changed.name, document.name)
+                    self.compare(old, new, kind, changed.name, document.name, allowed)
                 elif self._must_move(kind, document, old) and not _differs(old, new, 0.0).any():
                     self.unreached.append(f"the {kind} of {document.name}")
 
@@ -92,8 +101,12 @@ class Comparison:
         self, before: PassNumbers, after: PassNumbers, changed: PackDocument
     ) -> None:
         """Compares the gradients of every parameter."""
-        for name, gradient in before.parameters.items():
-            self.compare(gradient, after.parameters[name], PARAMETER_GRADIENTS, changed.name, name)
+        for name, old in before.parameters.items():
+            new, allowed = after.parameters[name], self._allowed(old)
+            self.compare(old, new, PARAMETER_GRADIENTS, changed.name, name, allowed)
+
+    def _allowed(self, tensor: Tensor) -> float:
+        return self.bound * float(tensor.abs().max()) if self.bound else 0.0
 
     @staticmethod
     def _must_move(kind: str, document: PackDocument, numbers: Tensor) -> bool:
@@ -148,11 +161,8 @@ def relative_difference(numbers: Tensor, reference: Tensor) -> float:
     return difference / norm if norm else math.inf
 
 
-def _differs(before: Tensor, after: Tensor, bound: float) -> Tensor:
-    if bound == 0.0:
+def _differs(before: Tensor, after: Tensor, allowed: float) -> Tensor:
+    if allowed == 0.0:
         integer = _INTEGERS[before.element_size()]
         return before.contiguous().view(integer) != after.contiguous().view(integer)
-    if not before.numel():
-        return torch.zeros_like(before, dtype=torch.bool)
-    allowed = bound * before.abs().max().double()
-    return ~((before.double() - after.double()).abs() <= allowed)  # NaN is no number within bounds
+    return ~((before.double() - after.double()).abs() <= allowed)  # a NaN is beyond any bound
