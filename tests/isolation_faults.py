@@ -74,6 +74,16 @@ def leak_backwards(gpt: Any) -> None:
     gpt.decoder.layers[0].register_forward_hook(leak)
 
 
+def add_noise(gpt: Any) -> None:
+    """Other numbers in every pass."""
+
+    def add(_: Any, arguments: Any, output: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        hidden, context = output
+        return hidden + 0.01 * torch.randn_like(hidden), context
+
+    gpt.decoder.layers[0].register_forward_hook(add)
+
+
 def ignore_tokens(gpt: Any) -> None:
     """Every token is the first of the vocabulary."""
     gpt.register_forward_pre_hook(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from dsm_engine.cli.quiet import quiet_megatron
 
-_PRECISIONS = {"recipe": (), "fp32": ("fp32",), "bf16": ("bf16",), "both": ("fp32", "bf16")}
+_PRECISIONS = {"fp32": ("fp32",), "bf16": ("bf16",), "both": ("fp32", "bf16")}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def _verify_isolation(arguments: argparse.Namespace) -> int:
     options = IsolationOptions(
         num_packs=default.num_packs if arguments.packs is None else arguments.packs,
         num_documents=default.num_documents if arguments.documents is None else arguments.documents,
-        precisions=_PRECISIONS[arguments.precision or "recipe"],
+        precisions=_PRECISIONS.get(arguments.precision, ()),
         gradients=not arguments.forward_only,
     )
     if os.environ.get("RANK", "0") != "0":  # the report is the same on every rank

@@ -1,4 +1,4 @@
-"""`dsm verify --isolation` on several ranks: it holds, finds what is put in, and all ranks agree."""
+"""`dsm verify --isolation` on two ranks: it holds, finds what is put in, and the ranks agree."""
 
 import json
 import os
@@ -21,7 +21,7 @@ JOBS: dict[str, tuple[list[str], str | None]] = {
     "tp2_sp": ([*TP2_SP, *ONE_PACK, "--precision", "both"], None),
     "dp2": (["--packs", "2", "--documents", "1", "--forward-only"], None),
     "dp2_one_pack": (["--packs", "1", "--documents", "1", "--forward-only"], None),
-    "moved": ([*TP2_SP, "--packs", "1", "--documents", "99"], "boundary one late"),
+    "moved": ([*TP2_SP, *ONE_PACK[:2], "--forward-only"], "boundary one late"),
     "leaking": ([*TP2_SP, *ONE_PACK], "gradients leak"),
     "heads": ([*TP2, "model.num_query_groups=1"], None),
 }
@@ -34,7 +34,7 @@ def results(
     """What each rank printed, by job: one torchrun launch of two ranks."""
     folder = tmp_path_factory.mktemp("isolation")
     recipe = folder / "recipe.yaml"
-    values = make_recipe(sample_data, folder / "run", data__tokenizer=None)
+    values = make_recipe(sample_data, folder / "run", data__seq_length=256)
     recipe.write_text(json.dumps(values), encoding="utf-8")
     jobs = {
         name: {"words": ["verify", "--isolation", str(recipe), *words], "fault": fault}

@@ -215,6 +215,7 @@ def test_what_ranks_found_is_put_together_by_pack_and_precision() -> None:
             num_compared=dict.fromkeys(KINDS, 5),
             movements=(moved,) * rank,
             unreached=(),
+            unrepeated=(),
             agreements={LOGITS: Agreement(worst=worst, where="b", bound=0.1, rank=rank)},
         )
 

@@ -54,7 +54,7 @@ class IsolationOptions:
 def num_passes(pack: Pack, options: IsolationOptions) -> int:
     """How often `check_pack` runs the model on this pack."""
     changed = len(choose_documents(pack.documents, options.num_documents))
-    return 1 + changed * (3 if options.gradients else 1) + len(pack.documents)
+    return 2 + changed * (3 if options.gradients else 1) + len(pack.documents)
 
 
 def check_pack(
@@ -94,6 +94,7 @@ class _PackCheck:
         changed = choose_documents(documents, self._options.num_documents)
         packed = self._run(self._pack.batch)
         comparison = Comparison(rank=self._context.rank, bound=self._options.bound)
+        comparison.compare_repeated(packed, self._run(self._pack.batch))
         for place in changed:
             self._change(documents[place], packed, comparison)
         return PackResult(
@@ -104,6 +105,7 @@ class _PackCheck:
             num_compared=comparison.num_compared,
             movements=tuple(comparison.movements),
             unreached=tuple(comparison.unreached),
+            unrepeated=tuple(comparison.unrepeated),
             agreements=self._compare_unpacked(packed),
         )
 

@@ -50,6 +50,20 @@ class Comparison:
     movements: list[Movement] = field(default_factory=list)
     unreached: list[str] = field(default_factory=list)
     """Documents whose own numbers are as before, with the kind: a comparison that cannot fail."""
+    unrepeated: list[str] = field(default_factory=list)
+    """Numbers that differ between two passes over the same pack: a comparison without meaning."""
+
+    def compare_repeated(self, first: PassNumbers, second: PassNumbers) -> None:
+        """Compares two passes over the same pack."""
+        pairs = {
+            kind: (numbers.values, second.tokens[kind].values)
+            for kind, numbers in first.tokens.items()
+        }
+        for name, gradient in first.parameters.items():
+            pairs[f"{PARAMETER_GRADIENTS} of {name}"] = (gradient, second.parameters[name])
+        for name, (one, other) in pairs.items():
+            if _differs(one, other, self._allowed(one)).any():
+                self.unrepeated.append(name)
 
     def compare(
         self,

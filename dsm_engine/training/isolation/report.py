@@ -23,6 +23,8 @@ class PackResult:
     """Where isolation fails."""
     unreached: tuple[str, ...]
     """Where a changed document's own numbers stayed: the comparison could not fail."""
+    unrepeated: tuple[str, ...]
+    """Where two passes over the same pack differ: the comparison means nothing."""
     agreements: dict[str, Agreement]
     """How far packed and unpacked are apart, by kind."""
 
@@ -34,6 +36,11 @@ class PackResult:
     def failure(self) -> str | None:
         """The first fault in words; None where both halves hold."""
         where = f"pack {self.pack_idx} in {self.precision}"
+        if self.unrepeated:
+            return (
+                f"{where}: two passes over the same pack differ in the {self.unrepeated[0]}: the "
+                f"model is not deterministic, and nothing is shown"
+            )
         if self.movements:
             first, more = self.movements[0], len(self.movements) - 1
             return (
@@ -74,8 +81,8 @@ class IsolationReport:
 
     @property
     def is_isolated(self) -> bool:
-        """Whether no other document's number moved, and every change reached its own."""
-        return not any(pack.movements or pack.unreached for pack in self.packs)
+        """Whether no other document's number moved, where one could have been seen to move."""
+        return not any(pack.movements or pack.unreached or pack.unrepeated for pack in self.packs)
 
     @property
     def equals_unpacked(self) -> bool:
@@ -110,6 +117,7 @@ def _merged(mine: PackResult, other: PackResult) -> PackResult:
         },
         movements=mine.movements + other.movements,
         unreached=mine.unreached + other.unreached,
+        unrepeated=mine.unrepeated + other.unrepeated,
         agreements={
             kind: max(agreement, other.agreements[kind], key=lambda each: each.worst)
             for kind, agreement in mine.agreements.items()
