@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.packed_batch import NO_LABEL
@@ -20,7 +21,14 @@ from dsm_engine.training.isolation.comparison import (
     furthest,
     relative_difference,
 )
-from dsm_engine.training.isolation.numbers import KINDS, LOGITS, TokenNumbers, deterministic_mode
+from dsm_engine.training.isolation.numbers import (
+    INPUT_GRADIENTS,
+    KINDS,
+    LOGITS,
+    PassNumbers,
+    TokenNumbers,
+    deterministic_mode,
+)
 from dsm_engine.training.isolation.packs import (
     Pack,
     PackDocument,
@@ -168,6 +176,22 @@ def test_a_number_that_became_nan_has_moved_whatever_the_bound() -> None:
         comparison.compare(before, after, LOGITS, "a", "b", allowed)
         assert [movement.num_moved for movement in comparison.movements] == [1]
         assert math.isnan(comparison.movements[0].largest)
+
+
+def _gradients(values: Tensor, first_token: int) -> PassNumbers:
+    return PassNumbers(
+        tokens={INPUT_GRADIENTS: TokenNumbers(values=values, first_token=first_token)}
+    )
+
+
+def test_a_rank_without_the_whole_document_need_not_see_its_gradients_change() -> None:
+    documents = _documents(3, 4, padding=False)
+    for first_token, num_tokens, unreached in ((0, 7, 1), (2, 5, 0), (4, 3, 0)):
+        comparison = Comparison(rank=1)
+        numbers = _gradients(torch.zeros(num_tokens, 2), first_token)
+        comparison.compare_tokens(numbers, numbers, documents, documents[0])
+        assert len(comparison.unreached) == unreached
+        assert not comparison.movements
 
 
 def test_relative_differences_of_zeros_and_nans_are_told_apart() -> None:

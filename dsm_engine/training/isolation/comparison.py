@@ -124,9 +124,11 @@ class Comparison:
 
     @staticmethod
     def _must_move(kind: str, document: PackDocument, numbers: Tensor) -> bool:
-        # Without a label of its own a document has no gradients, and its tokens may be another
-        # rank's.
-        return numbers.numel() > 0 and (kind != INPUT_GRADIENTS or document.is_supervised)
+        if kind == INPUT_GRADIENTS:
+            # Those behind the last label are 0: under SP a rank may have no others.
+            is_whole = len(numbers) == document.end - document.start
+            return is_whole and document.is_supervised
+        return numbers.numel() > 0
 
 
 @dataclass(frozen=True, kw_only=True)
