@@ -162,8 +162,8 @@ def rounding_bound(precision: Precision, num_layers: int) -> float:
 
     Packed and unpacked differ in how attention batches documents and in the order of sums. Every
     layer contributes relative errors of some unit roundoffs, independent of the other layers', so
-    that their sum grows with the square root of the layers. The factors are what was seen on small and
-    on real weights, with room (docs/verification.md).
+    that their sum grows with the square root of the layers. The factors leave room for what
+    normalisation and softmax amplify.
     """
     return _ROUNDING[precision] * math.sqrt(num_layers)
 
