@@ -25,7 +25,7 @@ _COMMANDS = {
     "evaluate": "answer benchmark problems, with and without tools, and grade the answers",
     "inspect": "show documents or packs of a tokenized dataset, supervised tokens marked",
     "card": "write the dataset card of a tokenized dataset, as Markdown and HTML with plots",
-    "verify": "check every checksum and table of a tokenized dataset",
+    "verify": "check a tokenized dataset, or that a model isolates the documents of a pack",
     "doctor": "what is installed here, what works, and how to get what is missing",
     "quickstart": "the whole path on an embedded data set, in a few minutes on a CPU",
 }

@@ -5,34 +5,110 @@ is checked the same way, and with --dataset that it is of that dataset.
 
 dsm verify data/train
 dsm verify data/train.random-4096.packs --dataset data/train
+
+With --isolation: that no document of a pack has a number that depends on its neighbours' tokens,
+and that each has the numbers it has alone, on a training recipe's model, layout and data.
+
+dsm verify --isolation configs/gsm8k_smollm2.yaml training.precision=bf16
+torchrun --nproc-per-node 2 -m dsm_engine.cli verify --isolation configs/x.yaml \\
+    parallel.tensor_model_parallel_size=2 parallel.sequence_parallel=true
 """
 
 import argparse
+import os
 from pathlib import Path
+
+from dsm_engine.cli.quiet import quiet_megatron
+
+_PRECISIONS = {"fp32": ("fp32",), "bf16": ("bf16",), "both": ("fp32", "bf16")}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Adds the command's arguments."""
     parser.add_argument(
-        "prefix", metavar="PREFIX", type=Path, help="tokenized dataset, or a pack-index file"
+        "overrides",  # the name under which words behind options come too
+        metavar="PREFIX | section.key=value",
+        nargs="*",
+        default=[],
+        help="tokenized dataset, or a pack-index file; with --isolation: values that take "
+        "precedence over the recipe's",
     )
     parser.add_argument("--dataset", type=Path, help="the dataset a pack index should be of")
+    isolation = parser.add_argument_group("isolation of documents")
+    isolation.add_argument("--isolation", metavar="RECIPE", type=Path, help="a training recipe")
+    isolation.add_argument(
+        "--packs", metavar="N", type=int, help="packs to read, those with most documents (3)"
+    )
+    isolation.add_argument(
+        "--documents", metavar="N", type=int, help="documents of a pack to change in turn (6)"
+    )
+    isolation.add_argument(
+        "--precision", choices=_PRECISIONS, help="of the model's numbers (the recipe's)"
+    )
+    isolation.add_argument(
+        "--forward-only", action="store_true", help="compare losses and logits, no gradients"
+    )
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Ends with exit code 2 and the place of the first damage, if any."""
+def run(arguments: argparse.Namespace) -> int:
+    """Ends with exit code 2 and the first damage, or the first leak, if any."""
+    from dsm_engine.errors import DsmError
+
+    if arguments.isolation is not None:
+        if arguments.dataset is not None:
+            raise DsmError("--dataset goes with a pack index, not with --isolation")
+        return _verify_isolation(arguments)
+    for name in ("packs", "documents", "precision", "forward_only"):
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            raise DsmError(f"--{name.replace('_', '-')} goes with --isolation RECIPE")
+    if len(arguments.overrides) != 1:
+        raise DsmError(
+            f"give one PREFIX, or --isolation RECIPE (found {len(arguments.overrides)} words)"
+        )
+    return _verify_files(Path(arguments.overrides[0]), arguments.dataset)
+
+
+def _verify_files(prefix: Path, dataset: Path | None) -> int:
     from dsm_engine.cli.terminal import console
     from dsm_engine.data.pack_file import is_pack_index
     from dsm_engine.errors import DsmError
 
-    prefix = arguments.prefix
     if is_pack_index(prefix):
-        line = _verify_packs(prefix, arguments.dataset)
-    elif arguments.dataset is not None:
+        line = _verify_packs(prefix, dataset)
+    elif dataset is not None:
         raise DsmError(f"{prefix}: is no pack index, and --dataset goes with one")
     else:
         line = _verify_dataset(prefix)
     console().print(line, markup=False)
+    return 0
+
+
+def _verify_isolation(arguments: argparse.Namespace) -> int:
+    quiet_megatron()
+    from dsm_engine.cli.isolation_report import print_report
+    from dsm_engine.cli.terminal import ProgressLine
+    from dsm_engine.errors import DsmError
+    from dsm_engine.recipes import load_recipe
+    from dsm_engine.training.config import TrainRecipe
+    from dsm_engine.training.isolation import IsolationOptions, verify_isolation
+
+    recipe = load_recipe(arguments.isolation, arguments.overrides, TrainRecipe)
+    default = IsolationOptions()
+    options = IsolationOptions(
+        num_packs=default.num_packs if arguments.packs is None else arguments.packs,
+        num_documents=default.num_documents if arguments.documents is None else arguments.documents,
+        precisions=_PRECISIONS.get(arguments.precision, ()),
+        gradients=not arguments.forward_only,
+    )
+    if os.environ.get("RANK", "0") != "0":  # the report is the same on every rank
+        return 2 if verify_isolation(recipe, options).failure else 0
+    with ProgressLine("passes") as progress:
+        report = verify_isolation(recipe, options, progress.update)
+    print_report(report)
+    if report.failure is not None:
+        raise DsmError(report.failure)
+    return 0
 
 
 def _verify_packs(path: Path, prefix: Path | None) -> str:

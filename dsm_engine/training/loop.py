@@ -13,9 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig
-from dsm_engine.model.gpt import attention_case, build_gpt, initialize_weights
-from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config
-from dsm_engine.parallel.config import layout_mistakes
+from dsm_engine.model.gpt import attention_case, build_gpt
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.checkpoint import (
     CheckpointDescription,
@@ -31,6 +29,7 @@ from dsm_engine.training.optimizer import set_hyperparameters, wrap_for_training
 from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
+from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
 from dsm_engine.training.step import forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
 
@@ -43,18 +42,11 @@ def train(
     Every rank of the job calls it. Raises DsmError for faults of the recipe, the data or the run
     folder, before anything is written.
     """
-    model = recipe.model or read_hf_config(_initial_weights(recipe))
-    if recipe.model is not None and recipe.initialize_from is not None:
-        differences = recipe.model.differences(read_hf_config(recipe.initialize_from))
-        if differences:
-            raise DsmError(
-                f"{recipe.initialize_from}: has another shape than the recipe's model "
-                f"({'; '.join(differences)}); leave model: out to take the weights' own"
-            )
+    model = model_of(recipe)
     data = open_run_data(recipe, model)
     refuse_foreign_folder(recipe.run, resume=resume)
     with parallel_context(recipe.parallel, seed=recipe.seed) as context:
-        _refuse_layout(recipe, model, context)
+        refuse_layout(recipe, model, context)
         dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
         return _Run(recipe, model, data, context, observer, resume=resume).to_the_end()
 
@@ -103,7 +95,7 @@ class _Run:
             attention=self._attention,
         )
         if self._start_from is None:
-            self._fill_weights()
+            fill_weights(self._gpt, recipe, model, context)
         self._model, self._optimizer = wrap_for_training(
             self._gpt, recipe.training, recipe.parallel, context
         )
@@ -237,14 +229,6 @@ class _Run:
             self._observer.on_checkpoint(self._step, folder)
         return folder
 
-    def _fill_weights(self) -> None:
-        if self._recipe.initialize_from is not None:
-            load_hf_weights(
-                self._gpt, self._model_config, self._context, self._recipe.initialize_from
-            )
-        else:
-            initialize_weights(self._gpt, self._model_config, self._context, seed=self._recipe.seed)
-
     def _run_start(self) -> RunStart:
         return RunStart(
             run=self._recipe.run,
@@ -287,23 +271,10 @@ class _Run:
 
 
 def _agreed_start(recipe: TrainRecipe, stream: dict[str, Any], *, resume: bool) -> Path | None:
-    """The checkpoint rank 0 finds, for all ranks; None for a fresh start.
-
-    Raises DsmError, on every rank, where ranks have read different recipes or data: machines with
-    stale copies would train on different examples without a word.
-    """
+    """The checkpoint rank 0 finds, for all ranks; None for a fresh start."""
     found: list[Any] = [latest_checkpoint(recipe.run) if resume and dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
-    mine = {"recipe": recipe.model_dump(mode="json"), "stream of examples": stream}
-    all_ranks: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(all_ranks, mine)
-    for rank, theirs in enumerate(all_ranks):
-        for name, value in theirs.items():
-            if value != all_ranks[0][name]:
-                raise DsmError(
-                    f"rank {rank} has another {name} than rank 0; give every machine the same "
-                    f"recipe, datasets and pack index"
-                )
+    refuse_disagreement(recipe, stream)
     return found[0]
 
 
@@ -318,24 +289,3 @@ def _padded(stream: PackStream, packs: list[int], context: ParallelContext) -> I
         for batch in stream.micro_batches(first):
             batch.loss_weights.zero_()
             yield batch
-
-
-def _initial_weights(recipe: TrainRecipe) -> Path:
-    assert recipe.initialize_from is not None  # the recipe's own check
-    return recipe.initialize_from
-
-
-def _refuse_layout(recipe: TrainRecipe, model: ModelConfig, context: ParallelContext) -> None:
-    mistakes = layout_mistakes(
-        recipe.parallel,
-        world_size=context.world_size,
-        num_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.num_query_groups,
-        ffn_hidden_size=model.ffn_hidden_size,
-        vocab_size=model.vocab_size,
-        seq_length=recipe.data.seq_length,
-        global_batch_size=recipe.training.global_batch_size,
-    )
-    if mistakes:
-        raise DsmError("the layout does not fit: " + "; ".join(mistakes))

@@ -1,0 +1,81 @@
+"""Whether the documents of a pack are isolated, shown on a recipe's own model, layout and data.
+
+Two halves. The token ids of one document change, and every number of every other document must
+stay the same, bit for bit. Then each document is computed alone, and the pack must give the same
+numbers within rounding (docs/verification.md).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.distributed as dist
+
+from dsm_engine.data.packed_batch import PackReader
+from dsm_engine.errors import DsmError
+from dsm_engine.model.gpt import build_gpt
+from dsm_engine.parallel.context import parallel_context
+from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.isolation.check import IsolationOptions, check_pack, num_passes
+from dsm_engine.training.isolation.numbers import deterministic_mode
+from dsm_engine.training.isolation.packs import choose_packs, read_pack
+from dsm_engine.training.isolation.report import IsolationReport, PackResult, merge_ranks
+from dsm_engine.training.run_data import open_run_data
+from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
+
+Progress = Callable[[int, int], None]
+"""Takes how many passes over packs are done on this rank, and how many there will be."""
+
+
+def verify_isolation(
+    recipe: TrainRecipe,
+    options: IsolationOptions,
+    progress: Progress = lambda done, total: None,
+) -> IsolationReport:
+    """Checks the recipe's model, with the weights it starts from, on packs of its training set.
+
+    Every rank of the job calls it and gets the same report. Raises DsmError for faults of the
+    recipe, the data or the options; documents that are not isolated are in the report.
+    """
+    _refuse_options(recipe, options)
+    model = model_of(recipe)
+    data = open_run_data(recipe, model)
+    chosen = choose_packs(data.train_packs, options.num_packs)
+    precisions = options.precisions or (recipe.training.precision,)
+    results: list[PackResult] = []
+    with deterministic_mode(), parallel_context(recipe.parallel, seed=recipe.seed) as context:
+        refuse_layout(recipe, model, context)
+        refuse_disagreement(recipe, data.stream_identity(recipe))
+        reader = PackReader(data.train, data.train_packs, pad_id=data.tokenizer.eos_id)
+        mine = chosen[context.dp_rank :: context.dp_size]
+        packs = [read_pack(reader, pack_idx, context.device) for pack_idx in mine]
+        done, total = 0, len(precisions) * sum(num_passes(pack, options) for pack in packs)
+
+        def on_pass() -> None:
+            nonlocal done
+            done += 1
+            progress(done, total)
+
+        for precision in precisions:
+            gpt = build_gpt(model, recipe.parallel, precision, context)
+            fill_weights(gpt, recipe, model, context)
+            for pack in packs:
+                results.append(check_pack(gpt, pack, model, precision, context, options, on_pass))
+        all_ranks: list[Any] = [None] * context.world_size
+        dist.all_gather_object(all_ranks, results)
+    return IsolationReport(
+        packs=merge_ranks([result for rank in all_ranks for result in rank]),
+        gradients=options.gradients,
+        bound=options.bound,
+    )
+
+
+def _refuse_options(recipe: TrainRecipe, options: IsolationOptions) -> None:
+    for name, value in (("packs", options.num_packs), ("documents", options.num_documents)):
+        if value < 1:
+            raise DsmError(f"--{name} {value}: at least 1 is needed")
+    stages = recipe.parallel.pipeline_model_parallel_size
+    if stages > 1:
+        raise DsmError(
+            f"parallel.pipeline_model_parallel_size {stages}: isolation is verified on one stage "
+            f"for now; set it to 1"
+        )

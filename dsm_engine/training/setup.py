@@ -1,0 +1,76 @@
+"""What a job of a recipe begins with: its model, a layout that fits, ranks that agree."""
+
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core.models.gpt import GPTModel
+
+from dsm_engine.errors import DsmError
+from dsm_engine.model.config import ModelConfig
+from dsm_engine.model.gpt import initialize_weights
+from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config
+from dsm_engine.parallel.config import layout_mistakes
+from dsm_engine.parallel.context import ParallelContext
+from dsm_engine.training.config import TrainRecipe
+
+
+def model_of(recipe: TrainRecipe) -> ModelConfig:
+    """The shape of the recipe's model. Raises DsmError where its weights have another."""
+    if recipe.initialize_from is None:
+        assert recipe.model is not None  # the recipe's own check
+        return recipe.model
+    weights = read_hf_config(recipe.initialize_from)
+    if recipe.model is None:
+        return weights
+    differences = recipe.model.differences(weights)
+    if differences:
+        raise DsmError(
+            f"{recipe.initialize_from}: has another shape than the recipe's model "
+            f"({'; '.join(differences)}); leave model: out to take the weights' own"
+        )
+    return recipe.model
+
+
+def refuse_layout(recipe: TrainRecipe, model: ModelConfig, context: ParallelContext) -> None:
+    """Raises DsmError with every reason why the model and the data do not fit the layout."""
+    mistakes = layout_mistakes(
+        recipe.parallel,
+        world_size=context.world_size,
+        num_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_query_groups=model.num_query_groups,
+        ffn_hidden_size=model.ffn_hidden_size,
+        vocab_size=model.vocab_size,
+        seq_length=recipe.data.seq_length,
+        global_batch_size=recipe.training.global_batch_size,
+    )
+    if mistakes:
+        raise DsmError("the layout does not fit: " + "; ".join(mistakes))
+
+
+def refuse_disagreement(recipe: TrainRecipe, stream: dict[str, Any]) -> None:
+    """Raises DsmError, on every rank, where ranks have read different recipes or data.
+
+    Machines with stale copies would work on different examples without a word. `stream` is
+    `RunData.stream_identity`.
+    """
+    mine = {"recipe": recipe.model_dump(mode="json"), "stream of examples": stream}
+    all_ranks: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(all_ranks, mine)
+    for rank, theirs in enumerate(all_ranks):
+        for name, value in theirs.items():
+            if value != all_ranks[0][name]:
+                raise DsmError(
+                    f"rank {rank} has another {name} than rank 0; give every machine the same "
+                    f"recipe, datasets and pack index"
+                )
+
+
+def fill_weights(
+    gpt: GPTModel, recipe: TrainRecipe, model: ModelConfig, context: ParallelContext
+) -> None:
+    """The weights the recipe starts from: those of `initialize_from`, or fresh ones."""
+    if recipe.initialize_from is not None:
+        load_hf_weights(gpt, model, context, recipe.initialize_from)
+    else:
+        initialize_weights(gpt, model, context, seed=recipe.seed)
