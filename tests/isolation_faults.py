@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dsm_engine.model.attention import packed_sequences
+from dsm_engine.model.attention.packs import packed_sequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,7 @@ class Backend:
     has_backward: bool = True
 
 
-BACKENDS = [Backend(name="split")]
+BACKENDS = [Backend(name="split"), Backend(name="dense")]
 """Every test of isolation runs on each of these."""
 
 

@@ -27,8 +27,12 @@ ARCHITECTURES = ("sm_80", "sm_90a", "sm_100")
 """What CMakeLists.txt compiles for, as cuobjdump calls it."""
 
 KERNELS = {
+    "block_mask_kernel": True,
+    "context_parallel_kernel": True,
     "dense_mask_kernel": True,
+    "document_loss_kernel": False,  # two sums a document
     "packed_metadata_kernel": True,
+    "slice_loss_kernel": False,
 }
 """Every kernel of csrc/cuda, and whether it promises 16-byte stores."""
 

@@ -22,10 +22,9 @@ __global__ void __launch_bounds__(threads_per_block)
 }  // namespace
 
 cudaError_t block_mask(const BlockMaskArguments& arguments, cudaStream_t stream) {
-  constexpr int64_t limit = int64_t{1} << 31;  // of what int32 holds, and of blocks of a grid
-  if (arguments.num_entries < 2 || arguments.num_tokens < 0 || arguments.num_tokens >= limit ||
-      arguments.query_block_size < 1 || arguments.query_block_size >= limit ||
-      arguments.key_block_size < 1 || arguments.key_block_size >= limit || arguments.window < 1) {
+  if (!is_pack(arguments.num_entries, arguments.num_tokens) || arguments.query_block_size < 1 ||
+      arguments.query_block_size >= size_limit || arguments.key_block_size < 1 ||
+      arguments.key_block_size >= size_limit || arguments.window < 1) {
     return cudaErrorInvalidValue;
   }
   if (!is_aligned(arguments.buffer)) return cudaErrorMisalignedAddress;

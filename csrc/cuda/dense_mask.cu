@@ -27,7 +27,9 @@ __global__ void __launch_bounds__(threads_per_block)
 template <class Element>
 cudaError_t dense_mask(const DenseMaskArguments& arguments, MaskBits<Element> bits,
                        cudaStream_t stream) {
-  if (arguments.num_entries < 2 || arguments.num_tokens < 0) return cudaErrorInvalidValue;
+  if (!is_pack(arguments.num_entries, arguments.num_tokens) || arguments.row_length < 0) {
+    return cudaErrorInvalidValue;
+  }
   if (arguments.num_tokens == 0) return cudaSuccess;
   const DenseMaskGrid grid = dense_mask_grid(arguments, sizeof(Element));
   dense_mask_kernel<<<static_cast<unsigned>(grid.num_blocks), threads_per_block, 0, stream>>>(

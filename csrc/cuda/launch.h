@@ -4,12 +4,17 @@
 
 #include "core/kernel_body.h"
 
-// What every launcher of a one-dimensional grid needs.
+// What launchers check.
 
 namespace dsm::cuda {
 
-constexpr unsigned num_blocks(int64_t threads) {
-  return static_cast<unsigned>(ceil_div(threads, threads_per_block));
+/// Above what int32 holds, and above the blocks of a grid: a larger one would wrap around
+/// unnoticed.
+inline constexpr int64_t size_limit = int64_t{1} << 31;
+
+/// Whether there can be such a pack; the grids over its tokens then are within the limit.
+constexpr bool is_pack(int64_t num_entries, int64_t num_tokens) {
+  return num_entries >= 2 && num_tokens >= 0 && num_tokens < size_limit;
 }
 
 /// Whether 16-byte accesses may begin here.

@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(threads_per_block)
 }  // namespace
 
 cudaError_t packed_metadata(const PackedMetadataArguments& arguments, cudaStream_t stream) {
-  if (arguments.num_entries < 2 || arguments.num_tokens < 0) return cudaErrorInvalidValue;
+  if (!is_pack(arguments.num_entries, arguments.num_tokens)) return cudaErrorInvalidValue;
   if (!is_aligned(arguments.position_ids) || !is_aligned(arguments.document_ids) ||
       !is_aligned(arguments.segment_ends) || !is_aligned(arguments.labels) ||
       !is_aligned(arguments.loss_weights)) {

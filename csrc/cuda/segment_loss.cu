@@ -46,7 +46,11 @@ __global__ void __launch_bounds__(threads_per_block)
 }  // namespace
 
 cudaError_t segment_loss(const SegmentLossArguments& arguments, cudaStream_t stream) {
-  if (arguments.num_documents < 1 || arguments.num_slices < 0) return cudaErrorInvalidValue;
+  if (!is_pack(arguments.num_documents + 1, arguments.num_tokens) ||
+      arguments.num_documents >= size_limit || arguments.num_columns < 0 ||
+      arguments.num_slices < 0 || arguments.num_slices >= size_limit) {
+    return cudaErrorInvalidValue;
+  }
   document_loss_kernel<<<static_cast<unsigned>(arguments.num_documents), threads_per_block, 0,
                          stream>>>(arguments);
   if (arguments.num_slices == 0) return cudaGetLastError();

@@ -6,7 +6,6 @@ Its rows are made on the CPU here, by a timer that only calls.
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -258,18 +257,10 @@ def test_the_state_of_the_gpu_is_read_or_null() -> None:
     assert set(describe_gpu.parse_gpu_state("No devices were found").values()) == {None}
 
 
-def is_there(subject: str) -> bool:
-    module = {"context_parallel_split": "context_parallel"}.get(subject, subject)
-    module = "dense_mask" if subject.startswith("dense_mask") else module
-    return find_spec(f"dsm_engine.ops.{module}") is not None
-
-
 @pytest.mark.parametrize("subject", operator_rows.OPERATORS)
 def test_an_operator_passes_its_check_against_itself_and_fails_it_where_it_differs(
     subject, monkeypatch
 ) -> None:
-    if not is_there(subject):
-        pytest.skip("not there yet")
     monkeypatch.setattr(operator_rows, "_CHECKED_SIZES", (1, 130))
     dict(operator_rows.operator_checks(CPU))[subject]()
     operator = operator_rows.OPERATORS[subject]
@@ -293,7 +284,7 @@ def test_every_operator_has_its_rows(monkeypatch) -> None:
     made = operator_rows.operator_cases(CallingTimer(), CPU, ceilings)
     assert {case.subject for case in made} == operator_rows.OPERATORS.keys()
     assert len({case.name for case in made}) == len(made)
-    small = [case for case in made if case.n == 4_096 and is_there(case.subject)]
+    small = [case for case in made if case.n == 4_096]
     monkeypatch.setattr(torch, "compile", lambda function: function)  # half a minute
     rows = cases.run_cases(small, {}, cases.Budget(seconds=1_000))
     assert [getattr(row, "error", None) for row in rows] == [None] * len(small)
@@ -309,9 +300,6 @@ SHAPES = [
     attention_rows.Shape(tokens=96, mean=24, heads=2, groups=2, head_dim=16),
     attention_rows.Shape(tokens=96, mean=24, heads=2, groups=1, head_dim=16),
 ]
-needs_backends = pytest.mark.skipif(
-    not (REPOSITORY / "dsm_engine/model/attention").is_dir(), reason="no backends yet"
-)
 
 
 def test_shapes_cover_sizes_means_and_gqa() -> None:
@@ -326,7 +314,6 @@ def test_shapes_cover_sizes_means_and_gqa() -> None:
         assert sum(shape.lengths()) == shape.tokens
 
 
-@needs_backends
 def test_each_backend_is_a_row_that_has_flops_or_says_why_not() -> None:
     made = attention_rows.attention_cases(CallingTimer(), CPU, SHAPES)
     rows = {case.name: case.run for case in made}
@@ -341,7 +328,6 @@ def test_each_backend_is_a_row_that_has_flops_or_says_why_not() -> None:
     assert len(failed) == 2 and all("needs a CUDA device" in row.error for row in failed)
 
 
-@needs_backends
 def test_a_backend_is_checked_against_the_dense_mask(monkeypatch) -> None:
     checks = dict(attention_rows.attention_checks(CPU, SHAPES))
     checks["attention_split"]()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dsm_engine.data.packed_batch import NO_LABEL
-from dsm_engine.model.attention import packed_sequences
+from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import build_gpt, initialize_weights
 from dsm_engine.parallel.config import ParallelConfig
@@ -59,7 +59,14 @@ pytestmark = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: ba
 
 
 def _model(one_rank: Any, backend: Backend, precision: Any = "fp32") -> Any:
-    gpt = build_gpt(MODEL, ParallelConfig(), precision, one_rank)
+    gpt = build_gpt(
+        MODEL,
+        ParallelConfig(),
+        precision,
+        one_rank,
+        attention=backend.name,
+        training=backend.has_backward,
+    )
     initialize_weights(gpt, MODEL, one_rank, seed=3)
     return gpt
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.packed_batch import NO_LABEL
 from dsm_engine.errors import DsmError
-from dsm_engine.model.attention import packed_sequences
+from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.training.isolation.comparison import (
     Agreement,
     Comparison,

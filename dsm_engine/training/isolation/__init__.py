@@ -56,7 +56,14 @@ def verify_isolation(
             progress(done, total)
 
         for precision in precisions:
-            gpt = build_gpt(model, recipe.parallel, precision, context)
+            gpt = build_gpt(
+                model,
+                recipe.parallel,
+                precision,
+                context,
+                attention=recipe.training.attention_backend,
+                training=options.gradients,
+            )
             fill_weights(gpt, recipe, model, context)
             for pack in packs:
                 results.append(check_pack(gpt, pack, model, precision, context, options, on_pass))

@@ -12,7 +12,7 @@ from torch import Tensor
 from dsm_engine.data.pack_index import PackIndex
 from dsm_engine.data.packed_batch import NO_LABEL, PackedBatch, PackReader
 from dsm_engine.errors import DsmError
-from dsm_engine.model.attention import packed_sequences
+from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.training.stream import MicroBatch, to_device
 
 
