@@ -9,23 +9,21 @@ import argparse
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from dsm_engine.model.attention.packed import packed_attention
-from dsm_engine.ops.block_mask import block_mask
-from lengths import make_lengths
+from lengths import pack_lengths
 from result_file import Row, Timing, measure, publish
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from dsm_engine import _core
+from dsm_engine.model.attention.packed import packed_attention
+from dsm_engine.ops.block_mask import block_mask
 from dsm_engine.ops.dense_mask import dense_mask
 
-_MEAN_LENGTH = 350
 _BLOCK_SIZE = 128
 _HEAD_DIM = 64
 _SIZES = (4_096, 32_768, 131_072)
@@ -43,14 +41,6 @@ def main() -> None:
     rows += _bench_dense_mask(repetitions)
     rows += _bench_attention(arguments.attention_repetitions)
     publish(rows, arguments.output)
-
-
-def pack_lengths(num_tokens: int) -> list[int]:
-    """Lengths of a full pack, 350 tokens on average (12 documents of 4,096 tokens): those of
-    `make_lengths`, stretched to fill it."""
-    drawn = make_lengths(-(-num_tokens // _MEAN_LENGTH)).astype(float)
-    ends = (drawn.cumsum() / drawn.sum() * num_tokens).round().astype(int)
-    return [end - begin for begin, end in pairwise([0, *ends.tolist()])]
 
 
 def _cu_seqlens(lengths: Sequence[int]) -> Tensor:
@@ -139,19 +129,31 @@ def _bench_dense_mask(repetitions: int) -> list[Row]:
         return torch.block_diag(*(torch.ones(n, n, dtype=torch.bool).tril_() for n in lengths))
 
     ours = partial(dense_mask, _cu_seqlens(lengths), num_tokens)
-    value = measure(ours, repetitions, warm_up=3)
+    threads = torch.get_num_threads()
     rows = []
-    for name, baseline, theirs in (
-        ("dense_mask_4096", "torch: equality of document ids, then tril_", equality_and_tril),
-        ("dense_mask_4096_vs_block_diag", "torch: block_diag of ones().tril_()", block_diagonal),
+    for name, baseline, theirs, theirs_threads in (
+        (
+            "dense_mask_4096",
+            f"torch on {threads} threads: equality of document ids, then tril_",
+            equality_and_tril,
+            threads,
+        ),
+        (
+            "dense_mask_4096_vs_block_diag",
+            "torch on one thread: block_diag of ones().tril_()",
+            block_diagonal,
+            1,
+        ),
     ):
         assert torch.equal(ours()[0, 0], theirs())
+        torch.set_num_threads(theirs_threads)
         baseline_value = measure(theirs, repetitions, warm_up=3)
+        torch.set_num_threads(threads)
         rows.append(
             Row(
                 name=name,
                 n=num_tokens,
-                value=value,
+                value=measure(ours, repetitions, warm_up=3),
                 baseline=baseline,
                 baseline_value=baseline_value,
             )

@@ -19,16 +19,10 @@ def make_lengths(n: int) -> NDArray[np.int32]:
     return lengths
 
 
-def pack_lengths(num_tokens: int, mean: int) -> list[int]:
-    """Lognormal lengths as above, of another mean and at most num_tokens, that fill one pack.
-
-    The last document is cut where the pack ends.
-    """
+def pack_lengths(num_tokens: int, mean: int = 350) -> list[int]:
+    """Lengths of a full pack, `mean` tokens on average (12 documents of 4,096 tokens by default):
+    lognormal as above, stretched to fill it."""
     random = np.random.Generator(np.random.PCG64(1234))
-    lengths: list[int] = []
-    rest = num_tokens
-    while rest > 0:
-        drawn = random.lognormal(np.log(mean) - _SIGMA * _SIGMA / 2, _SIGMA)
-        lengths.append(min(rest, max(_SHORTEST, round(drawn))))
-        rest -= lengths[-1]
-    return lengths
+    drawn = random.lognormal(sigma=_SIGMA, size=-(-num_tokens // mean))
+    ends = (drawn.cumsum() / drawn.sum() * num_tokens).round().astype(int)
+    return np.diff(ends, prepend=0).tolist()
