@@ -37,8 +37,8 @@ def _run(words: list[str], fault: str | None) -> dict[str, Any]:
 
     build = isolation.build_gpt
 
-    def build_with_fault(*arguments: Any) -> Any:
-        gpt = build(*arguments)
+    def build_with_fault(*arguments: Any, **keywords: Any) -> Any:
+        gpt = build(*arguments, **keywords)
         if fault is not None:
             FAULTS[fault](gpt)
         return gpt

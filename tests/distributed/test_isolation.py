@@ -1,24 +1,19 @@
 """`dsm verify --isolation` on two ranks: it holds, finds what is put in, and the ranks agree."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.isolation_jobs import TP2, TP2_SP, Job, run_jobs
+
 pytestmark = pytest.mark.multi
 
-WORKER = Path(__file__).with_name("isolation_worker.py")
-REPOSITORY = WORKER.parents[2]
-TP2 = ["parallel.tensor_model_parallel_size=2"]
-TP2_SP = [*TP2, "parallel.sequence_parallel=true"]
 ONE_PACK = ["--packs", "1", "--documents", "3"]
-JOBS: dict[str, tuple[list[str], str | None]] = {
+JOBS: dict[str, Job] = {
     "tp2": ([*TP2, *ONE_PACK], None),
     "tp2_sp": ([*TP2_SP, *ONE_PACK, "--precision", "both"], None),
+    "tp2_sp_dense": ([*TP2_SP, *ONE_PACK, "training.attention_backend=dense"], None),
     "dp2": (["--packs", "2", "--documents", "1", "--forward-only"], None),
     "dp2_one_pack": (["--packs", "1", "--documents", "1", "--forward-only"], None),
     "moved": ([*TP2_SP, *ONE_PACK[:2], "--forward-only"], "boundary one late"),
@@ -33,33 +28,11 @@ def results(
 ) -> dict[str, list[dict[str, Any]]]:
     """What each rank printed, by job: one torchrun launch of two ranks."""
     folder = tmp_path_factory.mktemp("isolation")
-    recipe = folder / "recipe.yaml"
-    values = make_recipe(sample_data, folder / "run", data__seq_length=256)
-    recipe.write_text(json.dumps(values), encoding="utf-8")
-    jobs = {
-        name: {"words": ["verify", "--isolation", str(recipe), *words], "fault": fault}
-        for name, (words, fault) in JOBS.items()
-    }
-    jobs_file = folder / "jobs.json"
-    jobs_file.write_text(json.dumps(jobs), encoding="utf-8")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [*command, "2", str(WORKER), str(jobs_file)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return {
-        name: [json.loads((folder / f"{name}.{rank}.json").read_text()) for rank in range(2)]
-        for name in JOBS
-    }
+    recipe = make_recipe(sample_data, folder / "run", data__seq_length=256)
+    return run_jobs(folder, recipe, JOBS)
 
 
-@pytest.mark.parametrize("job", ["tp2", "tp2_sp", "dp2", "dp2_one_pack"])
+@pytest.mark.parametrize("job", ["tp2", "tp2_sp", "tp2_sp_dense", "dp2", "dp2_one_pack"])
 def test_documents_are_isolated_on_every_layout(results: Any, job: str) -> None:
     first, second = results[job]
     assert (first["code"], second["code"]) == (0, 0), first["err"]

@@ -36,8 +36,8 @@ def _fails(capsys: pytest.CaptureFixture[str], words: list[object], *parts: str)
 def _with_fault(monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
     build = isolation.build_gpt
 
-    def build_with_fault(*arguments: Any) -> Any:
-        gpt = build(*arguments)
+    def build_with_fault(*arguments: Any, **keywords: Any) -> Any:
+        gpt = build(*arguments, **keywords)
         fault(gpt)
         return gpt
 
