@@ -34,7 +34,8 @@ void dense_masks_fit() {
 }
 
 void block_masks_fit() {
-  for (const int64_t block_size : {int64_t{1}, int64_t{128}, most_tokens}) {
+  // A list of more than 2^31 - 1 entries is refused before: 2^15 blocks square are below that.
+  for (const int64_t block_size : {int64_t{1} << 16, most_tokens}) {
     const dsm::BlockMaskArguments arguments{
         nullptr, 2, most_tokens, block_size, block_size, true, most_tokens, true, nullptr};
     const int64_t lines = 2 * dsm::ceil_div(most_tokens, block_size);
