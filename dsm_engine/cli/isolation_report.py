@@ -11,6 +11,8 @@ from dsm_engine.training.isolation.report import IsolationReport
 def print_report(report: IsolationReport) -> None:
     """A table for each half, and a line with its result."""
     show = console()
+    names = ", ".join(dict.fromkeys(report.attention.values()))
+    show.print(f"attention by {names}, in torch's deterministic mode")
     show.print(_isolation_table(report))
     how = "bit for bit" if report.bound == 0.0 else f"to a bound of {report.bound:g}"
     isolated = f"holds {how}" if report.is_isolated else "FAILS"

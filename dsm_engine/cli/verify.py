@@ -46,7 +46,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--precision", choices=_PRECISIONS, help="of the model's numbers (the recipe's)"
     )
     isolation.add_argument(
-        "--forward-only", action="store_true", help="compare losses and logits, no gradients"
+        "--forward-only",
+        action="store_true",
+        help="no gradients: for attention that has no backward pass on this device",
     )
 
 
@@ -57,6 +59,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.isolation is not None:
         if arguments.dataset is not None:
             raise DsmError("--dataset goes with a pack index, not with --isolation")
+        for word in arguments.overrides:
+            if "=" not in word:
+                raise DsmError(
+                    f"{word}: --isolation RECIPE takes the dataset from the recipe; give "
+                    f"section.key=value, or PREFIX without --isolation"
+                )
+        if not arguments.isolation.exists() and Path(f"{arguments.isolation}.idx").is_file():
+            raise DsmError(
+                f"{arguments.isolation}: is a dataset; --isolation takes a training recipe, whose "
+                f"data.train names the dataset"
+            )
         return _verify_isolation(arguments)
     for name in ("packs", "documents", "precision", "forward_only"):
         given = getattr(arguments, name)
@@ -66,7 +79,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise DsmError(
             f"give one PREFIX, or --isolation RECIPE (found {len(arguments.overrides)} words)"
         )
-    return _verify_files(Path(arguments.overrides[0]), arguments.dataset)
+    prefix = Path(arguments.overrides[0])
+    if prefix.suffix in (".yaml", ".yml") and prefix.is_file():
+        raise DsmError(f"{prefix}: is a recipe, no dataset: dsm verify --isolation {prefix}")
+    return _verify_files(prefix, arguments.dataset)
 
 
 def _verify_files(prefix: Path, dataset: Path | None) -> int:

@@ -1,12 +1,15 @@
 """`dsm verify --isolation`: what it prints, its exit codes, and one clear line for every fault."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from dsm_engine.cli import main
+from dsm_engine.data.packed_batch import NO_LABEL, PackedBatch, PackReader
 from dsm_engine.training import isolation
 from tests.isolation_faults import FAULTS, run_positions_on
 
@@ -56,6 +59,7 @@ def test_both_halves_are_shown_with_what_was_compared(
         rows = [line.split() for line in lines if f" {precision} " in line]
         assert len(rows) == 5 + 4, "kinds before and after a change, and kinds against unpacked"
         assert all(row[-1] == "0" and int(row[-2].replace(",", "")) > 500 for row in rows[:5])
+    assert lines[0] == "attention by split, in torch's deterministic mode"
     assert any(line.startswith("isolation: holds bit for bit; ") for line in lines)
     assert any(line.startswith("packed equals unpacked: holds within rounding; ") for line in lines)
     assert not (recipe.parent / "run").exists(), "nothing is written"
@@ -96,6 +100,61 @@ def test_positions_that_run_on_end_with_one_line_too(
     assert "isolation: holds" in printed and "packed equals unpacked: FAILS" in printed
 
 
+@pytest.mark.parametrize("fault", ["boundary late", "documents merged", "tail merged"])
+def test_boundaries_that_the_batch_has_wrong_are_found(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    def with_other_ends(batch: PackedBatch) -> None:
+        ends = batch.cu_seqlens[: batch.num_documents + 1].tolist()
+        if fault == "boundary late":
+            ends[1] += 1
+        else:
+            del ends[1 if fault == "documents merged" else -2]
+        batch.cu_seqlens[:] = batch.cu_seqlens[-1]
+        batch.cu_seqlens[: len(ends)] = ends
+        lengths = np.diff(ends)
+        batch.num_documents, batch.max_seqlen = len(lengths), int(lengths.max())
+        batch.position_ids[:] = np.concatenate([np.arange(length) for length in lengths])
+
+    _with_reader(monkeypatch, with_other_ends)
+    words = ["--isolation", recipe, "--packs", 1, "--forward-only"]
+    _fails(capsys, words, "documents are not isolated: cu_seqlens of the batch are not those")
+
+
+def test_positions_that_the_batch_has_wrong_are_found(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_on(batch: PackedBatch) -> None:
+        batch.position_ids[:] = np.arange(len(batch.position_ids))
+
+    _with_reader(monkeypatch, run_on)
+    words = ["--isolation", recipe, "--packs", 1, "--forward-only"]
+    _fails(capsys, words, "position_ids of the batch are not those of the pack index")
+
+
+def test_a_pack_without_supervision_shows_nothing_of_gradients(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forget(batch: PackedBatch) -> None:
+        batch.labels[:] = NO_LABEL
+        batch.loss_weights[:] = 0.0
+
+    _with_reader(monkeypatch, forget)
+    words = ["--isolation", recipe, "--packs", 1, "--documents", 1]
+    _fails(capsys, words, "no other document has a loss: nothing is shown")
+
+
+def _with_reader(monkeypatch: pytest.MonkeyPatch, change: Callable[[PackedBatch], None]) -> None:
+    read = PackReader.read
+
+    def read_changed(self: PackReader, pack_idx: int, **options: Any) -> PackedBatch:
+        batch = read(self, pack_idx, **options)
+        change(batch)
+        return batch
+
+    monkeypatch.setattr(PackReader, "read", read_changed)
+
+
 def test_packs_of_one_document_have_nothing_to_be_isolated_from(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,7 +179,7 @@ def test_weights_that_the_run_starts_from_are_used(
         (["parallel.sequence_parallel=true"], "needs tensor_model_parallel_size > 1"),
         (["data.trian=x"], "unknown key 'data.trian' (did you mean 'train'?)"),
         (["data.train=nothing"], "nothing.manifest.json"),
-        (["PREFIX"], "override 'PREFIX': write it as section.key=value"),
+        (["PREFIX"], "PREFIX: --isolation RECIPE takes the dataset from the recipe"),
         (["--dataset", "x"], "--dataset goes with a pack index, not with --isolation"),
     ],
 )
@@ -128,6 +187,13 @@ def test_faults_of_the_recipe_or_the_options_are_one_line(
     recipe: Path, capsys: pytest.CaptureFixture[str], words: list[object], part: str
 ) -> None:
     assert _fails(capsys, ["--isolation", recipe, *words], part) == ""
+
+
+def test_a_dataset_in_place_of_a_recipe_is_told(
+    sample_data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prefix = next(sample_data.glob("*.idx")).with_suffix("")
+    _fails(capsys, ["--isolation", prefix], "is a dataset; --isolation takes a training recipe")
 
 
 def test_a_recipe_without_data_says_so(
@@ -143,6 +209,7 @@ def test_a_recipe_without_data_says_so(
     [
         ([], "give one PREFIX, or --isolation RECIPE (found 0 words)"),
         (["a", "b"], "(found 2 words)"),
+        ([Path(__file__).parents[2] / "configs" / "evaluate.yaml"], "is a recipe, no dataset"),
         (["a", "--packs", 0], "--packs goes with --isolation RECIPE"),
         (["a", "--forward-only"], "--forward-only goes with --isolation RECIPE"),
     ],

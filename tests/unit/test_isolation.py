@@ -189,11 +189,12 @@ def test_positions_that_run_on_across_documents_differ_from_the_documents_alone(
     assert "packed and unpacked differ by more than rounding: rotated keys" in str(result.failure)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("fault", ["boundary one late", "boundary one early", "boundaries ignored"])
 def test_a_moved_boundary_also_differs_from_the_documents_alone(
-    one_rank: Any, backend: Backend, fault: str
+    one_rank: Any, backend: Backend, fault: str, precision: Any
 ) -> None:
-    gpt = _model(one_rank, backend)
+    gpt = _model(one_rank, backend, precision)
     FAULTS[fault](gpt)
     agreements = _check(gpt, one_rank, backend, num_documents=1).agreements
     assert not any(agreements[kind].holds for kind in agreements)

@@ -18,6 +18,8 @@ from dsm_engine.training.isolation.comparison import (
 )
 from dsm_engine.training.isolation.numbers import (
     INPUT_GRADIENTS,
+    LOGITS,
+    LOSSES,
     PARAMETER_GRADIENTS,
     PassNumbers,
     run_pass,
@@ -46,6 +48,9 @@ class IsolationOptions:
     """Default: the recipe's."""
     gradients: bool = True
     """Without, losses, logits and keys alone are compared: for attention without a backward."""
+    keep_width: bool = False
+    """Documents alone stand in packs as wide as the one they come from, behind tail padding, for
+    attention that is compiled for every width."""
     bound: float = 0.0
     """Largest difference for isolation, as a share of the largest magnitude in the tensor; 0
     compares bits. Scales that a tensor's values share, as in tensorwise FP8, need one."""
@@ -97,6 +102,8 @@ class _PackCheck:
         comparison.compare_repeated(packed, self._run(self._pack.batch))
         for place in changed:
             self._change(documents[place], packed, comparison)
+        if self._options.gradients and not comparison.num_compared[PARAMETER_GRADIENTS]:
+            comparison.unreached.append("parameter gradients: no other document has a loss")
         return PackResult(
             precision=self._precision,
             pack_idx=self._pack.pack_idx,
@@ -139,12 +146,20 @@ class _PackCheck:
             for name, gradient in packed.parameters.items()
         }
         multiple_of = self._context.tp_size if self._gpt.config.sequence_parallel else 1
+        if self._options.keep_width:
+            multiple_of = self._pack.batch.tokens.size(1)
         for document in self._pack.documents:
             alone = self._run(document_alone(self._pack.batch, document, multiple_of=multiple_of))
+            length = document.end - document.start
             for kind, by_document in differences.items():
+                reference = alone.tokens[kind].of(0, length)
                 by_document[document.name] = relative_difference(
                     packed.tokens[kind].of(document.start, document.end),
-                    alone.tokens[kind].of(0, document.end - document.start),
+                    reference,
+                    # A loss is a difference of logits, and may be far smaller than they are.
+                    _largest(alone.tokens[LOGITS].of(0, length)) + reference
+                    if kind == LOSSES
+                    else None,
                 )
             for name, gradient in alone.parameters.items():
                 sums[name] += gradient
@@ -153,8 +168,16 @@ class _PackCheck:
                 name: relative_difference(gradient, sums[name])
                 for name, gradient in packed.parameters.items()
             }
-        bound = rounding_bound(self._precision, self._model.num_layers)
         return {
-            kind: furthest(by_name, bound, self._context.rank)
+            kind: furthest(
+                by_name,
+                rounding_bound(self._precision, kind, self._model.num_layers),
+                self._context.rank,
+            )
             for kind, by_name in differences.items()
         }
+
+
+def _largest(logits: Tensor) -> Tensor:
+    """[tokens], the largest magnitude of a token's logits on this rank."""
+    return logits.abs().amax(-1).float()

@@ -10,6 +10,7 @@ from torch import Tensor
 from dsm_engine.model.config import Precision
 from dsm_engine.training.isolation.numbers import (
     INPUT_GRADIENTS,
+    KEYS,
     KINDS,
     PARAMETER_GRADIENTS,
     PassNumbers,
@@ -17,9 +18,11 @@ from dsm_engine.training.isolation.numbers import (
 from dsm_engine.training.isolation.packs import PackDocument
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Unit roundoff, and how many of them a layer may contribute. In bf16 they are the roundings of
-# stored activations alone; sums are fp32 in both, and count where storing rounds no more.
-_ROUNDING: dict[Precision, float] = {"fp32": 64 * 2.0**-24, "bf16": 16 * 2.0**-9}
+_UNIT_ROUNDOFF: dict[Precision, float] = {"fp32": 2.0**-24, "bf16": 2.0**-9}
+# How many of them a layer may contribute. In bf16 they are the roundings of stored activations
+# alone; sums are fp32 in both, and count where storing rounds no more.
+_ROUNDINGS: dict[Precision, int] = {"fp32": 16, "bf16": 2}
+_ROUNDINGS_OF_GRADIENTS: dict[Precision, int] = {"fp32": 64, "bf16": 16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +117,9 @@ class Comparison:
     def compare_parameters(
         self, before: PassNumbers, after: PassNumbers, changed: PackDocument
     ) -> None:
-        """Compares the gradients of every parameter."""
+        """Compares the gradients of every parameter, unless the other documents have no loss."""
+        if not any(gradient.any() for gradient in before.parameters.values()):
+            return
         for name, old in before.parameters.items():
             new, allowed = after.parameters[name], self._allowed(old)
             self.compare(old, new, PARAMETER_GRADIENTS, changed.name, name, allowed)
@@ -157,21 +162,27 @@ def furthest(differences: Mapping[str, float], bound: float, rank: int) -> Agree
     return Agreement(worst=distances[where], where=where, bound=bound, rank=rank)
 
 
-def rounding_bound(precision: Precision, num_layers: int) -> float:
+def rounding_bound(precision: Precision, kind: str, num_layers: int) -> float:
     """Largest relative L2 difference of a tensor that passes for rounding.
 
     Packed and unpacked differ in how attention batches documents and in the order of sums. Every
     layer contributes relative errors of some unit roundoffs, independent of the other layers', so
     that their sum grows with the square root of the layers. The factors leave room for what
-    normalisation and softmax amplify.
+    normalisation and softmax amplify; gradients go through the layers twice and are sums over all
+    tokens, and the rotated keys are those of the first layer.
     """
-    return _ROUNDING[precision] * math.sqrt(num_layers)
+    factors = _ROUNDINGS_OF_GRADIENTS if kind == PARAMETER_GRADIENTS else _ROUNDINGS
+    layers = 1 if kind == KEYS else num_layers
+    return factors[precision] * _UNIT_ROUNDOFF[precision] * math.sqrt(layers)
 
 
-def relative_difference(numbers: Tensor, reference: Tensor) -> float:
-    """L2 norm of the difference over that of the reference; 0 where both are 0."""
+def relative_difference(
+    numbers: Tensor, reference: Tensor, magnitude: Tensor | None = None
+) -> float:
+    """L2 norm of the difference over that of the reference, or of the `magnitude` its roundings
+    come from; 0 where both are 0."""
     difference = float(torch.linalg.vector_norm(numbers.double() - reference.double()))
-    norm = float(torch.linalg.vector_norm(reference.double()))
+    norm = float(torch.linalg.vector_norm((reference if magnitude is None else magnitude).double()))
     if difference == 0.0:
         return 0.0
     return difference / norm if norm else math.inf

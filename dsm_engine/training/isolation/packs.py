@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dsm_engine.data.inspection import pack_pieces
 from dsm_engine.data.pack_index import PackIndex
-from dsm_engine.data.packed_batch import NO_LABEL, PackedBatch, PackReader
+from dsm_engine.data.packed_batch import NO_LABEL, PackReader
 from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.training.stream import MicroBatch, to_device
@@ -53,9 +54,59 @@ def choose_packs(packs: PackIndex, num_packs: int) -> list[int]:
 
 
 def read_pack(reader: PackReader, pack_idx: int, device: torch.device) -> Pack:
-    """Reads one pack onto the device. Raises DsmError where the data is damaged there."""
+    """Reads one pack onto the device.
+
+    Where its documents lie is worked out from the pack index and their lengths, and not taken from
+    the batch: that is what is checked. Raises DsmError where the batch says something else, or the
+    data is damaged there.
+    """
     read = reader.read(pack_idx)
-    return Pack(pack_idx=pack_idx, batch=to_device(read, device), documents=_documents(read))
+    pieces = pack_pieces(reader.packs, reader.dataset.lengths, pack_idx)
+    names = [f"document {piece.document_idx}" for piece in pieces]
+    ends = [0, *(piece.offset + piece.slots for piece in pieces)]
+    if ends[-1] < reader.packs.capacity:
+        names.append("the tail padding")
+        ends.append(reader.packs.capacity)
+    batch = to_device(read, device)
+    _refuse_other_boundaries(batch, ends, f"pack {pack_idx}")
+    documents = tuple(
+        PackDocument(
+            name=name,
+            start=start,
+            end=end,
+            is_supervised=bool(read.loss_weights[start:end].any()),
+            is_padding=place >= len(pieces),
+        )
+        for place, (name, (start, end)) in enumerate(zip(names, pairwise(ends), strict=True))
+        if end > start
+    )
+    return Pack(pack_idx=pack_idx, batch=batch, documents=documents)
+
+
+def _refuse_other_boundaries(batch: MicroBatch, ends: list[int], where: str) -> None:
+    """Raises DsmError unless everything that tells the model of boundaries says these."""
+    lengths = [end - start for start, end in pairwise(ends)]
+    packed = batch.packed_seq_params
+    expected = {
+        "cu_seqlens": (packed.cu_seqlens_q.tolist(), ends),
+        "lengths": (list(packed.lengths), lengths),
+        "max_seqlen": ([packed.max_seqlen_q], [max(lengths)]),
+        "position_ids": (
+            batch.position_ids[0].tolist(),
+            [position for length in lengths for position in range(length)],
+        ),
+    }
+    for name, (found, right) in expected.items():
+        if found != right:
+            idx = next(
+                (i for i, pair in enumerate(zip(found, right, strict=False)) if pair[0] != pair[1]),
+                min(len(found), len(right)),
+            )
+            raise DsmError(
+                f"{where}: documents are not isolated: {name} of the batch are not those of the "
+                f"pack index, from entry {idx} on ({found[idx : idx + 3]} for "
+                f"{right[idx : idx + 3]})"
+            )
 
 
 def choose_documents(documents: Sequence[PackDocument], num_documents: int) -> list[int]:
@@ -117,22 +168,3 @@ def document_alone(batch: MicroBatch, document: PackDocument, *, multiple_of: in
         position_ids=positions[None].to(batch.position_ids),
         packed_seq_params=packed_sequences(cu_seqlens, lengths, max(lengths)),
     )
-
-
-def _documents(read: PackedBatch) -> tuple[PackDocument, ...]:
-    ends = read.cu_seqlens[: read.num_documents + 1].tolist()
-    numbers = read.document_idx.tolist()
-    documents = []
-    for place, (start, end) in enumerate(pairwise(ends)):
-        is_padding = place >= len(numbers)
-        name = "the tail padding" if is_padding else f"document {numbers[place]}"
-        documents.append(
-            PackDocument(
-                name=name,
-                start=start,
-                end=end,
-                is_supervised=bool(read.loss_weights[start:end].any()),
-                is_padding=is_padding,
-            )
-        )
-    return tuple(document for document in documents if document.end > document.start)

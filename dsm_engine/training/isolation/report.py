@@ -66,6 +66,8 @@ class IsolationReport:
     """The packs of all ranks, the same on each."""
 
     packs: tuple[PackResult, ...]
+    attention: dict[Precision, str]
+    """The backend that computed it, by precision."""
     gradients: bool
     bound: float
 
