@@ -20,8 +20,11 @@ def _inputs(num_tokens: int, num_documents: int, seed: int = 0) -> list[torch.Te
     generator = torch.Generator().manual_seed(seed)
     cuts = torch.randint(0, num_tokens + 1, (num_documents - 1,), generator=generator).sort().values
     cu_seqlens = torch.cat([torch.tensor([0]), cuts, torch.tensor([num_tokens])]).int()
-    loss_weights = torch.randint(-1, 3, (num_tokens,), generator=generator) / 2
-    token_losses = torch.rand(num_tokens, generator=generator)
+    # Products of 48 bits of several magnitudes: sums round and show the order of their additions.
+    exponents = torch.randint(-8, 8, (num_tokens,), generator=generator)
+    token_losses = torch.ldexp(torch.rand(num_tokens, generator=generator), exponents)
+    signs = torch.randint(-1, 3, (num_tokens,), generator=generator)
+    loss_weights = torch.rand(num_tokens, generator=generator) * signs
     strange = torch.where(loss_weights > 0, token_losses, float("nan"))
     shape = (num_documents, 4)
     slice_ids = torch.randint(-1, NUM_SLICES, shape, generator=generator).int()
