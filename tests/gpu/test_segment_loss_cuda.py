@@ -44,6 +44,17 @@ def test_cuda_equals_the_cpu(num_tokens: int, num_documents: int) -> None:
     _assert_equal(segment_loss(*inputs, NUM_SLICES), found)
 
 
+def test_strided_inputs_and_a_side_stream_give_the_same_sums() -> None:
+    inputs = _inputs(4096, 12, seed=2)
+    strided = [torch.stack([tensor, tensor], -1).cuda()[..., 0] for tensor in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = segment_loss(*strided, NUM_SLICES)
+    stream.synchronize()
+    _assert_equal(segment_loss(*inputs, NUM_SLICES), found)
+
+
 def test_the_gradient_equals_the_cpus() -> None:
     gradients = []
     for device in ("cpu", "cuda"):
