@@ -9,6 +9,7 @@
 #include "core/error.h"
 #include "core/random.h"
 #include "tests/check.h"
+#include "tests/emulated_grid.h"
 #include "tests/random_packs.h"
 
 namespace {
@@ -16,6 +17,7 @@ namespace {
 using dsm::BlockLists;
 using dsm::BlockMaskArguments;
 using dsm::BlockMaskArrays;
+using dsm::test::ThreadOrder;
 
 constexpr int32_t untouched = -7;
 
@@ -49,12 +51,10 @@ void buffer_has_as_many_entries_as_the_arrays(const BlockMaskArguments& argument
         dsm::block_mask_entries(arguments));
 }
 
-void run_kernel(const BlockMaskArguments& arguments) {
-  for (int64_t block = 0; block < dsm::block_mask_blocks(arguments); ++block) {
-    for (int thread = 0; thread < dsm::threads_per_block; ++thread) {
-      dsm::block_mask_body(arguments, block, thread);
-    }
-  }
+void run_kernel(const BlockMaskArguments& arguments, ThreadOrder order) {
+  dsm::test::run_grid(dsm::block_mask_blocks(arguments), order, [&](int64_t block, int thread) {
+    dsm::block_mask_body(arguments, block, thread);
+  });
 }
 
 std::vector<uint8_t> dense_mask(const BlockMaskArguments& arguments) {
@@ -140,11 +140,13 @@ void kernel_and_cpu_loop_equal_the_dense_mask() {
                                  windows[random.below(std::size(windows))],
                                  random.below(4) != 0,
                                  nullptr};
-    const GuardedBuffer of_kernel(arguments);
-    buffer_has_as_many_entries_as_the_arrays(arguments);
-    run_kernel(arguments);
-    check_mask(arguments);
-    CHECK(of_kernel.guards_hold());
+    for (const ThreadOrder order : dsm::test::thread_orders) {
+      const GuardedBuffer of_kernel(arguments);
+      buffer_has_as_many_entries_as_the_arrays(arguments);
+      run_kernel(arguments, order);
+      check_mask(arguments);
+      CHECK(of_kernel.guards_hold());
+    }
     const GuardedBuffer of_loop(arguments);
     dsm::block_mask(arguments);
     check_mask(arguments);
@@ -174,7 +176,7 @@ void kernel_stays_inside_whatever_cu_seqlens_holds() {
                                  true,
                                  nullptr};
     const GuardedBuffer buffer(arguments);
-    run_kernel(arguments);
+    run_kernel(arguments, ThreadOrder::ascending);
     CHECK(buffer.guards_hold());
     const BlockMaskArrays arrays(arguments);
     for (const BlockLists& lists : {arrays.rows, arrays.columns}) {

@@ -8,11 +8,14 @@
 #include "core/error.h"
 #include "core/random.h"
 #include "tests/check.h"
+#include "tests/emulated_grid.h"
 #include "tests/random_packs.h"
 
 namespace {
 
 using dsm::ContextParallelArguments;
+using dsm::test::run_phase;
+using dsm::test::ThreadOrder;
 
 /// int64 on 16 bytes, of a size that may be odd.
 class AlignedRow {
@@ -55,21 +58,18 @@ struct Split {
   ContextParallelArguments arguments;
 };
 
-void run_kernel(const ContextParallelArguments& arguments) {
+void run_kernel(const ContextParallelArguments& arguments, ThreadOrder order) {
   for (int64_t block = 0; block < dsm::context_parallel_blocks(arguments); ++block) {
     std::vector<int64_t> sums(dsm::threads_per_block), next(dsm::threads_per_block);
-    for (int thread = 0; thread < dsm::threads_per_block; ++thread) {
-      dsm::sum_padded_lengths(arguments, sums.data(), thread);
-    }
+    run_phase(order, [&](int thread) { dsm::sum_padded_lengths(arguments, sums.data(), thread); });
     for (int stride = 1; stride < dsm::threads_per_block; stride *= 2) {
-      for (int thread = 0; thread < dsm::threads_per_block; ++thread) {
-        dsm::scan_step(sums.data(), next.data(), stride, thread);
-      }
+      run_phase(order,
+                [&](int thread) { dsm::scan_step(sums.data(), next.data(), stride, thread); });
       std::swap(sums, next);
     }
-    for (int thread = 0; thread < dsm::threads_per_block; ++thread) {
+    run_phase(order, [&](int thread) {
       dsm::context_parallel_body(arguments, sums.data(), block, thread);
-    }
+    });
   }
 }
 
@@ -127,10 +127,13 @@ void kernel_and_cpu_loop_follow_the_definition() {
     Split loop(cu_seqlens, num_tokens, cp_size, num_slots);
     dsm::context_parallel_split(loop.arguments);
     check_definition(loop);
-    Split kernel(cu_seqlens, num_tokens, cp_size, num_slots);
-    run_kernel(kernel.arguments);
-    check_equal(kernel, loop);
-    CHECK(loop.guards_hold() && kernel.guards_hold());
+    CHECK(loop.guards_hold());
+    for (const ThreadOrder order : dsm::test::thread_orders) {
+      Split kernel(cu_seqlens, num_tokens, cp_size, num_slots);
+      run_kernel(kernel.arguments, order);
+      check_equal(kernel, loop);
+      CHECK(kernel.guards_hold());
+    }
   }
 }
 
@@ -147,7 +150,7 @@ void kernel_stays_inside_whatever_comes() {
     }
     const int64_t num_slots = 2 * cp_size * static_cast<int64_t>(random.below(30));
     Split split(cu_seqlens, num_tokens, cp_size, num_slots);
-    run_kernel(split.arguments);
+    run_kernel(split.arguments, ThreadOrder::ascending);
     CHECK(split.guards_hold());
     for (const int32_t entry : split.padded) CHECK(entry >= 0 && entry <= num_slots);
     for (int64_t i = 0; i < num_slots; ++i) {

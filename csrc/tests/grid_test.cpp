@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "core/block_mask.h"
+#include "core/context_parallel.h"
 #include "core/dense_mask.h"
 #include "core/packed_metadata.h"
 #include "tests/check.h"
@@ -45,11 +46,20 @@ void block_masks_fit() {
   }
 }
 
+void context_parallel_splits_fit() {
+  const dsm::ContextParallelArguments arguments{nullptr, 2,       most_tokens, 1,      most_tokens,
+                                                nullptr, nullptr, nullptr,     nullptr};
+  const int64_t blocks = dsm::context_parallel_blocks(arguments);
+  CHECK(blocks <= most_blocks);
+  CHECK(blocks == int64_t{1} << 23);  // 2^22 of the slots and as many of the tokens
+}
+
 }  // namespace
 
 int main() {
   metadata_fits();
   dense_masks_fit();
   block_masks_fit();
+  context_parallel_splits_fit();
   return 0;
 }

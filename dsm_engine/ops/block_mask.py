@@ -8,16 +8,20 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
+from torch._C._functorch import maybe_current_level
 from torch.nn.attention.flex_attention import BlockMask
 
 from dsm_engine import _core
 from dsm_engine.errors import DsmError
 from dsm_engine.ops.library import (
     check_cu_seqlens,
+    check_int,
     check_num_tokens,
-    cuda_core,
+    cuda_launcher,
     library,
-    stream_address,
+    limit_window,
+    reach,
+    with_stream,
 )
 
 BlockSize = int | tuple[int, int]
@@ -26,11 +30,14 @@ MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tor
 # FlexAttention's kernels count the entries of a list in int32.
 _MOST_ENTRIES = (1 << 31) - 1
 
+# What make_fx(pre_dispatch=True) traces through, outside the stack of dispatch modes.
+_PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
+
 
 class BlockMaskLists(NamedTuple):
     """R rows of query blocks, C columns of key blocks; all int32. Of row r the first
     `num_blocks[0, 0, r]` entries of `indices[0, 0, r]` are meant, in ascending order. What stands
-    behind them is unspecified."""
+    behind them is zeros on CUDA and unspecified on the CPU."""
 
     kv_num_blocks: torch.Tensor
     """[1, 1, R], key blocks that the queries of a row attend to in part"""
@@ -68,8 +75,7 @@ def block_mask_lists(
     not checked.
     """
     sizes = _block_sizes(block_size)
-    buffer = _buffer(cu_seqlens, num_tokens, sizes, causal, window, False)
-    return _views(buffer, num_tokens, *sizes, 0)[0]
+    return _lists_and_bounds(cu_seqlens, num_tokens, sizes, causal, window, False)[0]
 
 
 def block_mask(
@@ -86,9 +92,7 @@ def block_mask(
     tensor, so that compiled attention is not compiled again for the next pack.
     """
     sizes = _block_sizes(block_size)
-    buffer = _buffer(cu_seqlens, num_tokens, sizes, causal, window, True)
-    lists, bounds = _views(buffer, num_tokens, *sizes, 1 if causal else 2)
-    key_bounds = [bound.view(-1) for bound in bounds]
+    lists, key_bounds = _lists_and_bounds(cu_seqlens, num_tokens, sizes, causal, window, True)
     mask_mod = _causal_mask_mod(*key_bounds) if causal else _full_mask_mod(*key_bounds)
     return BlockMask((num_tokens, num_tokens), *lists, sizes, mask_mod)
 
@@ -152,22 +156,87 @@ def _full_mask_mod(key_begin: torch.Tensor, key_end: torch.Tensor) -> MaskMod:
 
 
 def _block_sizes(block_size: BlockSize) -> tuple[int, int]:
-    return block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    sizes = block_size if isinstance(block_size, tuple) else (block_size, block_size)
+    if len(sizes) != 2:
+        raise DsmError(
+            "dsm::block_mask: block_size is an int, or a tuple of two for queries and keys,"
+            f" found {block_size}"
+        )
+    check_int("block_mask", "block_size of queries", sizes[0])
+    check_int("block_mask", "block_size of keys", sizes[1])
+    return sizes
 
 
-def _buffer(
+def _lists_and_bounds(
     cu_seqlens: torch.Tensor,
     num_tokens: int,
     block_sizes: tuple[int, int],
     causal: bool,
     window: int | None,
     with_key_bounds: bool,
+) -> tuple[BlockMaskLists, tuple[torch.Tensor, ...]]:
+    check_int("block_mask", "num_tokens", num_tokens)
+    window = limit_window("block_mask", window)
+    arguments = (cu_seqlens, num_tokens, *block_sizes, causal, window, with_key_bounds)
+    num_bounds = _num_bounds(causal, with_key_bounds)
+    if _is_plainly_eager(cu_seqlens):
+        return _views(_fill_buffer(*arguments), num_tokens, *block_sizes, num_bounds)
+    key_begin, key_end, *lists = torch.ops.dsm.block_mask(*arguments)
+    return BlockMaskLists(*lists), (key_begin, key_end)[:num_bounds]
+
+
+def _is_plainly_eager(tensor: torch.Tensor) -> bool:
+    """Whether nothing traces, transforms or fakes what is done with the tensor.
+
+    Then the dispatcher is of no use, and costs more than the lists.
+    """
+    return (
+        type(tensor) is torch.Tensor
+        and (tensor.is_cpu or tensor.is_cuda)
+        and not torch.compiler.is_compiling()
+        and not torch._C._is_tracing()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._dispatch_tls_is_dispatch_key_included(_PRE_DISPATCH)
+        and maybe_current_level() is None
+    )
+
+
+def _num_bounds(causal: bool, with_key_bounds: bool) -> int:
+    return (1 if causal else 2) if with_key_bounds else 0
+
+
+def _bounds_size(num_tokens: int) -> int:
+    return (num_tokens + 3) // 4 * 4
+
+
+def _fill_buffer(
+    cu_seqlens: torch.Tensor,
+    num_tokens: int,
+    query_block_size: int,
+    key_block_size: int,
+    causal: bool,
+    window: int | None,
+    with_key_bounds: bool,
 ) -> torch.Tensor:
-    plain = type(cu_seqlens) is torch.Tensor and cu_seqlens.is_cpu
-    # Eager tensors on the CPU need nothing of the dispatcher, which costs more than the lists.
-    direct = plain and not torch.compiler.is_compiling()
-    op = _block_mask_cpu if direct else torch.ops.dsm.block_mask
-    return op(cu_seqlens, num_tokens, *block_sizes, causal, window, with_key_bounds)
+    """BlockMaskArrays of the core, one behind the other."""
+    cu_seqlens = check_cu_seqlens("block_mask", cu_seqlens)
+    _check_options(num_tokens, query_block_size, key_block_size)
+    rows = -(-num_tokens // query_block_size)
+    columns = -(-num_tokens // key_block_size)
+    num_bounds = _num_bounds(causal, with_key_bounds)
+    entries = num_bounds * _bounds_size(num_tokens) + 2 * (rows + columns) + 4 * rows * columns
+    pack = (cu_seqlens.data_ptr(), cu_seqlens.numel(), num_tokens)
+    options = (query_block_size, key_block_size, causal, reach(num_tokens, window), with_key_bounds)
+    if cu_seqlens.is_cpu:
+        buffer = cu_seqlens.new_empty((1, 1, entries))
+        _core.block_mask(*pack, *options, buffer.data_ptr())
+        return buffer
+    launch = cuda_launcher("block_mask")
+    with torch.cuda.device(cu_seqlens.device):
+        # torch's kernels load the first entry of a list, without using it where the count is 0.
+        buffer = cu_seqlens.new_zeros((1, 1, entries))
+        launch(*with_stream((*pack, *options, buffer.data_ptr()), cu_seqlens.device))
+    return buffer
 
 
 def _views(
@@ -177,7 +246,7 @@ def _views(
     key_block_size: int,
     num_bounds: int,
 ) -> tuple[BlockMaskLists, tuple[torch.Tensor, ...]]:
-    """The lists, and the key bounds before them: BlockMaskArrays of the core."""
+    """The lists, and the key bounds before them."""
     rows, columns = -(-num_tokens // query_block_size), -(-num_tokens // key_block_size)
     area = rows * columns
     # One split and few views: each call of torch costs about as much as all lists.
@@ -195,21 +264,20 @@ def _views(
         full_q,
         full_q_indices.view(1, 1, columns, rows),
     )
-    return lists, parts[:num_bounds]
+    return lists, tuple(bound.view(-1) for bound in parts[:num_bounds])
 
 
-def _bounds_size(num_tokens: int) -> int:
-    return (num_tokens + 3) // 4 * 4
-
-
+# key_begin and key_end, empty where they are not asked for, and the lists. Ten tensors of their
+# own: Inductor does not compile attention whose lists are views of one buffer.
 library.define(
     "block_mask(Tensor cu_seqlens, SymInt num_tokens, SymInt query_block_size,"
-    " SymInt key_block_size, bool causal, SymInt? window, bool with_key_bounds) -> Tensor"
+    " SymInt key_block_size, bool causal, SymInt? window, bool with_key_bounds) -> ("
+    + ", ".join(["Tensor"] * 10)
+    + ")"
 )
 
 
-@torch.library.impl(library, "block_mask", "CPU")
-def _block_mask_cpu(
+def _block_mask(
     cu_seqlens: torch.Tensor,
     num_tokens: int,
     query_block_size: int,
@@ -217,65 +285,21 @@ def _block_mask_cpu(
     causal: bool,
     window: int | None,
     with_key_bounds: bool,
-) -> torch.Tensor:
-    cu_seqlens = check_cu_seqlens("block_mask", cu_seqlens)
-    _check_options(num_tokens, query_block_size, key_block_size, window)
-    buffer = _empty_buffer(
-        cu_seqlens, num_tokens, query_block_size, key_block_size, causal, window, with_key_bounds
-    )
-    _core.block_mask(
-        cu_seqlens.data_ptr(),
-        cu_seqlens.numel(),
-        num_tokens,
-        query_block_size,
-        key_block_size,
-        causal,
-        _reach(num_tokens, window),
-        with_key_bounds,
-        buffer.data_ptr(),
-    )
-    return buffer
+) -> tuple[torch.Tensor, ...]:
+    window = limit_window("block_mask", window)
+    sizes = (num_tokens, query_block_size, key_block_size)
+    buffer = _fill_buffer(cu_seqlens, *sizes, causal, window, with_key_bounds)
+    lists, bounds = _views(buffer, *sizes, _num_bounds(causal, with_key_bounds))
+    missing = [buffer.new_empty(0) for _ in range(2 - len(bounds))]
+    return (*(bound.clone() for bound in bounds), *missing, *(part.clone() for part in lists))
 
 
-def _block_mask_cuda(
-    cu_seqlens: torch.Tensor,
-    num_tokens: int,
-    query_block_size: int,
-    key_block_size: int,
-    causal: bool,
-    window: int | None,
-    with_key_bounds: bool,
-) -> torch.Tensor:
-    assert cuda_core is not None
-    cu_seqlens = check_cu_seqlens("block_mask", cu_seqlens)
-    _check_options(num_tokens, query_block_size, key_block_size, window)
-    with torch.cuda.device(cu_seqlens.device):
-        buffer = _empty_buffer(
-            cu_seqlens,
-            num_tokens,
-            query_block_size,
-            key_block_size,
-            causal,
-            window,
-            with_key_bounds,
-        )
-        cuda_core.block_mask(
-            cu_seqlens.data_ptr(),
-            cu_seqlens.numel(),
-            num_tokens,
-            query_block_size,
-            key_block_size,
-            causal,
-            _reach(num_tokens, window),
-            with_key_bounds,
-            buffer.data_ptr(),
-            stream_address(cu_seqlens.device),
-        )
-    return buffer
+library.impl("block_mask", _block_mask, "CPU")
+library.impl("block_mask", _block_mask, "CUDA")
 
 
 @torch.library.register_fake("dsm::block_mask", lib=library)
-def _empty_buffer(
+def _empty_tensors(
     cu_seqlens: torch.Tensor,
     num_tokens: int,
     query_block_size: int,
@@ -283,23 +307,23 @@ def _empty_buffer(
     causal: bool,
     window: int | None,
     with_key_bounds: bool,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, ...]:
+    _check_block_sizes(query_block_size, key_block_size)
     rows = -(-num_tokens // query_block_size)
     columns = -(-num_tokens // key_block_size)
-    num_bounds = (1 if causal else 2) if with_key_bounds else 0
-    entries = num_bounds * _bounds_size(num_tokens) + 2 * (rows + columns) + 4 * rows * columns
-    return cu_seqlens.new_empty((1, 1, entries))
+    num_bounds = _num_bounds(causal, with_key_bounds)
+    bounds_sizes = [_bounds_size(num_tokens) if i < num_bounds else 0 for i in range(2)]
+    of_rows = [(1, 1, rows), (1, 1, rows, columns)] * 2
+    of_columns = [(1, 1, columns), (1, 1, columns, rows)] * 2
+    return tuple(
+        cu_seqlens.new_empty(shape)
+        for shape in (*((size,) for size in bounds_sizes), *of_rows, *of_columns)
+    )
 
 
-def _check_options(
-    num_tokens: int, query_block_size: int, key_block_size: int, window: int | None
-) -> None:
+def _check_options(num_tokens: int, query_block_size: int, key_block_size: int) -> None:
     check_num_tokens("block_mask", num_tokens)
-    for size in (query_block_size, key_block_size):
-        if not 1 <= size < 1 << 31:
-            raise DsmError(f"dsm::block_mask: block_size is 1 to 2^31 - 1, found {size}")
-    if window is not None and window < 1:
-        raise DsmError(f"dsm::block_mask: window is 1 or more, or None, found {window}")
+    _check_block_sizes(query_block_size, key_block_size)
     entries = -(-num_tokens // query_block_size) * -(-num_tokens // key_block_size)
     if entries > _MOST_ENTRIES:
         raise DsmError(
@@ -308,10 +332,7 @@ def _check_options(
         )
 
 
-def _reach(num_tokens: int, window: int | None) -> int:
-    """The window as the core takes it: at least 1, and no more than there are tokens."""
-    return max(1, num_tokens if window is None else min(window, num_tokens))
-
-
-if cuda_core is not None:
-    library.impl("block_mask", _block_mask_cuda, "CUDA")
+def _check_block_sizes(*block_sizes: int) -> None:
+    for size in block_sizes:
+        if not 1 <= size < 1 << 31:
+            raise DsmError(f"dsm::block_mask: block_size is 1 to 2^31 - 1, found {size}")

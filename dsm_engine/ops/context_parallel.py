@@ -14,10 +14,11 @@ from dsm_engine import _core
 from dsm_engine.errors import DsmError
 from dsm_engine.ops.library import (
     check_cu_seqlens,
+    check_int,
     check_num_tokens,
-    cuda_core,
+    cuda_launcher,
     library,
-    stream_address,
+    with_stream,
 )
 
 _MOST_RANKS = 1 << 16
@@ -48,6 +49,7 @@ def context_parallel_split(
     whether the slots suffice is checked: where they do not, `inverse` is num_slots for the tokens
     left out.
     """
+    check_int("context_parallel_split", "num_tokens", num_tokens)
     return ContextParallelSplit(
         *torch.ops.dsm.context_parallel_split(cu_seqlens, num_tokens, cp_size, num_slots)
     )
@@ -57,8 +59,13 @@ def context_parallel_slots(num_tokens: int, num_documents: int, cp_size: int) ->
     """As many slots as any num_documents documents of num_tokens tokens may need.
 
     Padding adds up to 2 * cp_size - 1 to each document that has a token, and the sum is a multiple
-    of 2 * cp_size.
+    of 2 * cp_size. Numbers that are negative, and a cp_size of 0, raise DsmError.
     """
+    function = "context_parallel_slots"
+    _check_cp_size(function, cp_size)
+    for name, number in (("num_tokens", num_tokens), ("num_documents", num_documents)):
+        if number < 0:
+            raise DsmError(f"{function}: {name} is 0 or more, found {number}")
     multiple = 2 * cp_size
     most = num_tokens + min(num_documents, num_tokens) * (multiple - 1)
     return most // multiple * multiple
@@ -107,46 +114,39 @@ def _context_parallel_split_cpu(
 ) -> ContextParallelSplit:
     cu_seqlens = _check(cu_seqlens, num_tokens, cp_size, num_slots)
     outputs = _empty_outputs(cu_seqlens, num_tokens, cp_size, num_slots)
-    _core.context_parallel_split(
-        cu_seqlens.data_ptr(),
-        cu_seqlens.numel(),
-        num_tokens,
-        cp_size,
-        num_slots,
-        outputs.cu_seqlens_padded.data_ptr(),
-        outputs.token_idx.data_ptr(),
-        outputs.position_ids.data_ptr(),
-        outputs.inverse.data_ptr(),
-    )
+    _core.context_parallel_split(*_arguments(cu_seqlens, num_tokens, cp_size, num_slots, outputs))
     return outputs
 
 
 def _context_parallel_split_cuda(
     cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int, num_slots: int
 ) -> ContextParallelSplit:
-    assert cuda_core is not None
+    launch = cuda_launcher("context_parallel_split")
     cu_seqlens = _check(cu_seqlens, num_tokens, cp_size, num_slots)
-    with torch.cuda.device(cu_seqlens.device):
+    device = cu_seqlens.device
+    with torch.cuda.device(device):
         outputs = _empty_outputs(cu_seqlens, num_tokens, cp_size, num_slots)
-        cuda_core.context_parallel_split(
-            cu_seqlens.data_ptr(),
-            cu_seqlens.numel(),
-            num_tokens,
-            cp_size,
-            num_slots,
-            outputs.cu_seqlens_padded.data_ptr(),
-            outputs.token_idx.data_ptr(),
-            outputs.position_ids.data_ptr(),
-            outputs.inverse.data_ptr(),
-            stream_address(cu_seqlens.device),
-        )
+        arguments = _arguments(cu_seqlens, num_tokens, cp_size, num_slots, outputs)
+        launch(*with_stream(arguments, device))
     return outputs
+
+
+def _arguments(
+    cu_seqlens: torch.Tensor,
+    num_tokens: int,
+    cp_size: int,
+    num_slots: int,
+    outputs: ContextParallelSplit,
+) -> tuple[int, ...]:
+    pack = (cu_seqlens.data_ptr(), cu_seqlens.numel(), num_tokens)
+    return (*pack, cp_size, num_slots, *(output.data_ptr() for output in outputs))
 
 
 @torch.library.register_fake("dsm::context_parallel_split", lib=library)
 def _empty_outputs(
     cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int, num_slots: int
 ) -> ContextParallelSplit:
+    _check_cp_size("dsm::context_parallel_split", cp_size)
     slots = (cp_size, num_slots // cp_size)
     return ContextParallelSplit(
         cu_seqlens.new_empty(cu_seqlens.size(0)),
@@ -159,10 +159,7 @@ def _empty_outputs(
 def _check(cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int, num_slots: int) -> torch.Tensor:
     cu_seqlens = check_cu_seqlens("context_parallel_split", cu_seqlens)
     check_num_tokens("context_parallel_split", num_tokens)
-    if not 1 <= cp_size <= _MOST_RANKS:
-        raise DsmError(
-            f"dsm::context_parallel_split: cp_size is 1 to {_MOST_RANKS}, found {cp_size}"
-        )
+    _check_cp_size("dsm::context_parallel_split", cp_size)
     if not 0 <= num_slots < 1 << 31 or num_slots % (2 * cp_size):
         raise DsmError(
             "dsm::context_parallel_split: num_slots is a multiple of 2 * cp_size below 2^31,"
@@ -171,5 +168,9 @@ def _check(cu_seqlens: torch.Tensor, num_tokens: int, cp_size: int, num_slots: i
     return cu_seqlens
 
 
-if cuda_core is not None:
-    library.impl("context_parallel_split", _context_parallel_split_cuda, "CUDA")
+def _check_cp_size(function: str, cp_size: int) -> None:
+    if not 1 <= cp_size <= _MOST_RANKS:
+        raise DsmError(f"{function}: cp_size is 1 to {_MOST_RANKS}, found {cp_size}")
+
+
+library.impl("context_parallel_split", _context_parallel_split_cuda, "CUDA")

@@ -11,9 +11,12 @@ from dsm_engine import _core
 from dsm_engine.errors import DsmError
 from dsm_engine.ops.library import (
     check_cu_seqlens,
+    check_int,
     check_num_tokens,
-    cuda_core,
+    cuda_launcher,
     library,
+    limit_window,
+    reach,
     with_stream,
 )
 
@@ -39,6 +42,8 @@ def dense_mask(
     attends, else -inf). cu_seqlens is int32 [num_entries], from 0 to T without falling; entries
     that repeat T are padding. On the CPU a fault in it raises DsmError; on CUDA it is not checked.
     """
+    check_int("dense_mask", "num_tokens", num_tokens)
+    window = limit_window("dense_mask", window)
     return torch.ops.dsm.dense_mask(
         cu_seqlens, num_tokens, dtype=dtype, causal=causal, window=window, bandwidth=bandwidth
     )
@@ -108,7 +113,7 @@ def _dense_mask_cuda(
     window: int | None,
     bandwidth: int | None,
 ) -> torch.Tensor:
-    assert cuda_core is not None
+    launch = cuda_launcher("dense_mask")
     cu_seqlens = check_cu_seqlens("dense_mask", cu_seqlens)
     _check_options(num_tokens, dtype, causal, window, bandwidth)
     with torch.cuda.device(cu_seqlens.device):
@@ -116,7 +121,7 @@ def _dense_mask_cuda(
             cu_seqlens, num_tokens, dtype=dtype, causal=causal, window=window, bandwidth=bandwidth
         )
         arguments = _arguments(cu_seqlens, num_tokens, causal, window, bandwidth, mask)
-        cuda_core.dense_mask(*with_stream(arguments, cu_seqlens.device))
+        launch(*with_stream(arguments, cu_seqlens.device))
     return mask
 
 
@@ -126,9 +131,9 @@ def _check_options(
     check_num_tokens("dense_mask", num_tokens)
     if dtype not in _DTYPES:
         raise DsmError(f"dsm::dense_mask: dtype is bool, bfloat16 or float32, found {dtype}")
-    for name, tokens in (("window", window), ("bandwidth", bandwidth)):
-        if tokens is not None and not 1 <= tokens < 1 << 31:
-            raise DsmError(f"dsm::dense_mask: {name} is 1 to 2^31 - 1, found {tokens}")
+    limit_window("dense_mask", window)
+    if bandwidth is not None and not 1 <= bandwidth < 1 << 31:
+        raise DsmError(f"dsm::dense_mask: bandwidth is 1 to 2^31 - 1, found {bandwidth}")
     if bandwidth is not None and not causal:
         raise DsmError("dsm::dense_mask: a bandwidth needs causal=True")
 
@@ -148,7 +153,7 @@ def _arguments(
         mask.size(-1),
         bandwidth is not None,
         causal,
-        num_tokens if window is None else window,
+        reach(num_tokens, window),
         mask.element_size(),
         mask.data_ptr(),
     )
@@ -168,5 +173,4 @@ def _empty_mask(
     return cu_seqlens.new_empty((1, 1, num_tokens, row_length), dtype=dtype)
 
 
-if cuda_core is not None:
-    library.impl("dense_mask", _dense_mask_cuda, "CUDA")
+library.impl("dense_mask", _dense_mask_cuda, "CUDA")

@@ -1,5 +1,7 @@
 """The torch library the operators are defined in, and what their implementations share."""
 
+import numbers
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +14,9 @@ except ImportError:  # built where there is no nvcc
     cuda_core = None
 
 library = torch.library.Library("dsm", "DEF")
+
+# int32 counts the tokens of a pack.
+_MOST_TOKENS = (1 << 31) - 1
 
 
 def check_cu_seqlens(op: str, cu_seqlens: torch.Tensor) -> torch.Tensor:
@@ -43,8 +48,39 @@ def check_one_device(op: str, *tensors: torch.Tensor) -> None:
 
 def check_num_tokens(op: str, num_tokens: int) -> None:
     """Raises DsmError unless num_tokens is the size of a pack, which int32 must hold."""
-    if not 0 <= num_tokens < 1 << 31:
+    if not 0 <= num_tokens <= _MOST_TOKENS:
         raise DsmError(f"dsm::{op}: num_tokens is 0 to 2^31 - 1, found {num_tokens}")
+
+
+def check_int(op: str, name: str, value: object) -> None:
+    """Raises DsmError unless the value is an int, numpy's and the symbolic of a trace included."""
+    if not isinstance(value, (int, torch.SymInt, numbers.Integral)):
+        raise DsmError(f"dsm::{op}: {name} is an int, found {type(value).__name__}")
+
+
+def limit_window(op: str, window: int | None) -> int | None:
+    """The window, no larger than a pack can be; raises DsmError unless 1 or more, or None."""
+    if window is None:
+        return None
+    check_int(op, "window", window)
+    if window < 1:
+        raise DsmError(f"dsm::{op}: window is 1 or more, or None, found {window}")
+    return min(window, _MOST_TOKENS)
+
+
+def reach(num_tokens: int, window: int | None) -> int:
+    """The window as the core takes it: at least 1, and no more than there are tokens."""
+    return max(1, num_tokens if window is None else min(window, num_tokens))
+
+
+def cuda_launcher(op: str) -> Callable[..., None]:
+    """The launcher of the operator's kernel; raises DsmError where it was not built."""
+    if cuda_core is None:
+        raise DsmError(
+            f"dsm::{op}: dsm_engine was built without nvcc and has no CUDA kernels:"
+            " make install where nvcc is"
+        )
+    return getattr(cuda_core, op)
 
 
 def stream_address(device: torch.device) -> int:

@@ -11,7 +11,7 @@ from dsm_engine.ops.library import (
     check_num_tokens,
     check_one_device,
     check_row,
-    cuda_core,
+    cuda_launcher,
     library,
     with_stream,
 )
@@ -85,11 +85,11 @@ def _packed_metadata_cpu(
 def _packed_metadata_cuda(
     cu_seqlens: torch.Tensor, tokens: torch.Tensor, supervised: torch.Tensor
 ) -> PackedMetadata:
-    assert cuda_core is not None
+    launch = cuda_launcher("packed_metadata")
     inputs = _check(cu_seqlens, tokens, supervised)
     with torch.cuda.device(tokens.device):
         outputs = _empty_outputs(*inputs)
-        cuda_core.packed_metadata(*with_stream(_addresses(inputs, outputs), tokens.device))
+        launch(*with_stream(_addresses(inputs, outputs), tokens.device))
     return outputs
 
 
@@ -138,5 +138,4 @@ def _empty_outputs(
     )
 
 
-if cuda_core is not None:
-    library.impl("packed_metadata", _packed_metadata_cuda, "CUDA")
+library.impl("packed_metadata", _packed_metadata_cuda, "CUDA")

@@ -11,7 +11,7 @@ from dsm_engine.ops.library import (
     check_num_tokens,
     check_one_device,
     check_row,
-    cuda_core,
+    cuda_launcher,
     library,
     with_stream,
 )
@@ -45,8 +45,9 @@ def segment_loss(
 
     Positions whose weight is not above 0 are selected away, not multiplied by zero: a NaN there
     stays out of the sums, and the gradient there is 0 whatever the rest is. The sums are
-    differentiable in token_losses. On the CPU a fault in cu_seqlens or a slice id outside
-    [-1, num_slices) raises DsmError; on CUDA neither is checked, and such ids are ignored.
+    differentiable in token_losses alone: loss_weights that require a gradient raise DsmError. On
+    the CPU so does a fault in cu_seqlens or a slice id outside [-1, num_slices); on CUDA neither is
+    checked, and such ids are ignored.
     """
     return SegmentLoss(
         *torch.ops.dsm.segment_loss(token_losses, loss_weights, cu_seqlens, slice_ids, num_slices)
@@ -103,12 +104,12 @@ def _segment_loss_cuda(
     slice_ids: torch.Tensor,
     num_slices: int,
 ) -> SegmentLoss:
-    assert cuda_core is not None
+    launch = cuda_launcher("segment_loss")
     inputs = _check(token_losses, loss_weights, cu_seqlens, slice_ids, num_slices)
     device = token_losses.device
     with torch.cuda.device(device):
         outputs = _empty_sums(*inputs, num_slices)
-        cuda_core.segment_loss(*with_stream(_arguments(inputs, num_slices, outputs), device))
+        launch(*with_stream(_arguments(inputs, num_slices, outputs), device))
     return outputs
 
 
@@ -178,6 +179,11 @@ def _empty_sums(
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, ...]) -> None:
     _, loss_weights, cu_seqlens, slice_ids, ctx.num_slices = inputs
+    if loss_weights.requires_grad:
+        raise DsmError(
+            "dsm::segment_loss: the sums have no gradient for loss_weights, which requires one:"
+            " pass loss_weights.detach()"
+        )
     ctx.save_for_backward(loss_weights, cu_seqlens, slice_ids)
 
 
@@ -209,5 +215,4 @@ torch.library.register_autograd(
     "dsm::segment_loss", _backward, setup_context=_save_for_backward, lib=library
 )
 
-if cuda_core is not None:
-    library.impl("segment_loss", _segment_loss_cuda, "CUDA")
+library.impl("segment_loss", _segment_loss_cuda, "CUDA")

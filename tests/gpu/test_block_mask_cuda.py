@@ -22,12 +22,11 @@ def _random_cu_seqlens(generator: torch.Generator, num_tokens: int) -> torch.Ten
 
 def _listed(lists) -> list[torch.Tensor]:
     """The counts, and the indices that they cover, on the host."""
-    parts = [part.cpu() for part in lists]
     covered = [
-        indices[torch.arange(indices.size(-1)) < counts[..., None]]
-        for counts, indices in zip(parts[::2], parts[1::2], strict=True)
+        indices[torch.arange(indices.size(-1), device=indices.device) < counts[..., None]]
+        for counts, indices in zip(lists[::2], lists[1::2], strict=True)
     ]
-    return [*parts[::2], *covered]
+    return [part.cpu() for part in (*lists[::2], *covered)]
 
 
 @pytest.mark.parametrize("causal", [True, False])
@@ -47,6 +46,34 @@ def test_cuda_equals_the_cpu(num_tokens, block_size, window, causal) -> None:
     host_mask = block_mask(cu_seqlens, num_tokens, **options).mask_mod(*places)
     device_mask = block_mask(cu_seqlens.cuda(), num_tokens, **options).mask_mod(*on_device)
     assert torch.equal(host_mask, device_mask.cpu())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_stands_behind_the_count_is_zeros(causal) -> None:
+    cu_seqlens = _random_cu_seqlens(torch.Generator().manual_seed(0), 1000).cuda()
+    lists = block_mask_lists(cu_seqlens, 1000, block_size=16, causal=causal)
+    for counts, indices in zip(lists[::2], lists[1::2], strict=True):
+        behind = torch.arange(indices.size(-1), device="cuda") >= counts[..., None]
+        assert not indices[behind].any()
+
+
+def test_a_pack_without_tokens_has_empty_lists() -> None:
+    lists = block_mask_lists(torch.zeros(2, dtype=torch.int32, device="cuda"), 0)
+    torch.cuda.synchronize()
+    assert [part.numel() for part in lists] == [0] * 8
+
+
+def test_strided_cu_seqlens_and_a_side_stream_give_the_same_lists() -> None:
+    cu_seqlens = _random_cu_seqlens(torch.Generator().manual_seed(1), 1000)
+    strided = torch.stack([cu_seqlens, cu_seqlens], 1).cuda()[:, 0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        lists = block_mask_lists(strided, 1000)
+    stream.synchronize()
+    expected = _listed(block_mask_lists(cu_seqlens, 1000))
+    for on_host, from_device in zip(expected, _listed(lists), strict=True):
+        assert torch.equal(on_host, from_device)
 
 
 def test_a_captured_graph_serves_the_next_pack() -> None:

@@ -37,6 +37,27 @@ def test_cuda_equals_the_cpu(num_tokens, cp_size, num_cuts) -> None:
         assert torch.equal(on_host, on_device.cpu())
 
 
+def test_a_pack_without_tokens_is_all_tail() -> None:
+    cu_seqlens = torch.zeros(2, dtype=torch.int32, device="cuda")
+    split = context_parallel_split(cu_seqlens, 0, cp_size=2, num_slots=4)
+    assert split.token_idx.tolist() == [[-1, -1], [-1, -1]]
+    assert split.inverse.numel() == 0
+
+
+def test_strided_cu_seqlens_and_a_side_stream_give_the_same_split() -> None:
+    cu_seqlens = _random_cu_seqlens(torch.Generator().manual_seed(1), 1000)
+    strided = torch.stack([cu_seqlens, cu_seqlens], 1).cuda()[:, 0]
+    options = {"cp_size": 4, "num_slots": context_parallel_slots(1000, len(cu_seqlens) - 1, 4)}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = context_parallel_split(strided, 1000, **options)
+    stream.synchronize()
+    expected = context_parallel_split(cu_seqlens, 1000, **options)
+    for on_host, on_device in zip(expected, found, strict=True):
+        assert torch.equal(on_host, on_device.cpu())
+
+
 def test_tokens_that_find_no_slot_are_named_by_num_slots() -> None:
     cu_seqlens = torch.tensor([0, 5, 7], dtype=torch.int32, device="cuda")
     split = context_parallel_split(cu_seqlens, 7, cp_size=2, num_slots=8)

@@ -42,6 +42,17 @@ def test_cuda_equals_the_cpu(num_tokens: int, dtype: torch.dtype, options: dict)
     assert torch.equal(expected, found.cpu())
 
 
+def test_strided_cu_seqlens_and_a_side_stream_give_the_same_mask() -> None:
+    cu_seqlens = _cu_seqlens(1000, seed=2)
+    strided = torch.stack([cu_seqlens, cu_seqlens], 1).cuda()[:, 0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = dense_mask(strided, 1000)
+    stream.synchronize()
+    assert torch.equal(dense_mask(cu_seqlens, 1000), found.cpu())
+
+
 def test_more_than_32_bits_of_bytes_are_written() -> None:
     num_tokens = 40_000  # 6.4 GB
     cu_seqlens = torch.tensor([0, 1, 39_000, num_tokens], dtype=torch.int32)

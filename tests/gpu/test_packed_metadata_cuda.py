@@ -42,6 +42,18 @@ def test_more_documents_than_a_block_has_threads() -> None:
     assert found.max_seqlen.item() == 9
 
 
+def test_strided_cu_seqlens_and_a_side_stream_give_the_same_metadata() -> None:
+    inputs = _inputs(1000, seed=2)
+    strided = [torch.stack([tensor, tensor], 1).cuda()[:, 0] for tensor in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = packed_metadata(*strided)
+    stream.synchronize()
+    for on_host, on_device in zip(packed_metadata(*inputs), found, strict=True):
+        assert torch.equal(on_host, on_device.cpu())
+
+
 def test_views_that_begin_between_16_bytes_are_read() -> None:
     cu_seqlens, tokens, supervised = _inputs(1000, seed=0)
     expected = packed_metadata(cu_seqlens, tokens, supervised)

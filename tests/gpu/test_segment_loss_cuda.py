@@ -20,8 +20,11 @@ def _inputs(num_tokens: int, num_documents: int, seed: int = 0) -> list[torch.Te
     generator = torch.Generator().manual_seed(seed)
     cuts = torch.randint(0, num_tokens + 1, (num_documents - 1,), generator=generator).sort().values
     cu_seqlens = torch.cat([torch.tensor([0]), cuts, torch.tensor([num_tokens])]).int()
-    loss_weights = torch.randint(-1, 3, (num_tokens,), generator=generator) / 2
-    token_losses = torch.rand(num_tokens, generator=generator)
+    # Products of 48 bits of several magnitudes: sums round and show the order of their additions.
+    exponents = torch.randint(-8, 8, (num_tokens,), generator=generator)
+    token_losses = torch.ldexp(torch.rand(num_tokens, generator=generator), exponents)
+    signs = torch.randint(-1, 3, (num_tokens,), generator=generator)
+    loss_weights = torch.rand(num_tokens, generator=generator) * signs
     strange = torch.where(loss_weights > 0, token_losses, float("nan"))
     shape = (num_documents, 4)
     slice_ids = torch.randint(-1, NUM_SLICES, shape, generator=generator).int()
@@ -38,6 +41,17 @@ def _assert_equal(expected: SegmentLoss, found: SegmentLoss) -> None:
 def test_cuda_equals_the_cpu(num_tokens: int, num_documents: int) -> None:
     inputs = _inputs(num_tokens, num_documents)
     found = segment_loss(*(tensor.cuda() for tensor in inputs), NUM_SLICES)
+    _assert_equal(segment_loss(*inputs, NUM_SLICES), found)
+
+
+def test_strided_inputs_and_a_side_stream_give_the_same_sums() -> None:
+    inputs = _inputs(4096, 12, seed=2)
+    strided = [torch.stack([tensor, tensor], -1).cuda()[..., 0] for tensor in inputs]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = segment_loss(*strided, NUM_SLICES)
+    stream.synchronize()
     _assert_equal(segment_loss(*inputs, NUM_SLICES), found)
 
 

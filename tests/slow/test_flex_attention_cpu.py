@@ -6,10 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.nn.attention.flex_attention import flex_attention
 
 from dsm_engine.model.attention.flex import FLEX
 from dsm_engine.model.attention.packed import packed_attention
 from dsm_engine.model.attention.packs import packed_sequences
+from dsm_engine.ops.block_mask import block_mask
 from tests.attention_packs import (
     HEADS,
     PACKS,
@@ -66,6 +68,22 @@ def test_it_is_compiled_once_for_all_packs_of_a_size() -> None:
     for lengths in ((300,), (1, 99, 200), (150, 0, 150), (3,) * 100):
         assert_output_near(_forward(inputs, lengths), attend_exactly(inputs, lengths))
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_mask_and_attention_compile_as_one_function() -> None:
+    def attention(query: Tensor, cu_seqlens: Tensor) -> Tensor:
+        mask = block_mask(cu_seqlens, 300, block_size=128)
+        output = flex_attention(query, query, query, block_mask=mask)
+        assert isinstance(output, Tensor)
+        return output
+
+    query = torch.randn(1, 2, 300, 64, generator=torch.Generator().manual_seed(0))
+    compiled = torch.compile(attention, fullgraph=True)
+    for lengths in ((100, 200), (1, 299)):
+        cu_seqlens = cu_seqlens_of(lengths)
+        torch.testing.assert_close(
+            compiled(query, cu_seqlens), attention(query, cu_seqlens), rtol=0, atol=2e-6
+        )
 
 
 def test_the_block_mask_of_a_pack_is_made_once_for_all_layers() -> None:

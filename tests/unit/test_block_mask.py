@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from dsm_engine import _core
@@ -12,7 +14,7 @@ from dsm_engine.ops.block_mask import (
     block_mask_lists,
     block_mask_reference,
 )
-from dsm_engine.ops.library import cuda_core
+from dsm_engine.ops.library import cuda_core, cuda_launcher
 
 BLOCK_SIZES = [1, 7, 16, 64, 128, (64, 128), (128, 32), (7, 16), 300]
 
@@ -166,6 +168,76 @@ def test_the_operator_passes_opcheck(causal, with_key_bounds) -> None:
     assert set(result.values()) == {"SUCCESS"}
 
 
+def _kv_num_blocks(cu_seqlens: torch.Tensor) -> torch.Tensor:
+    return block_mask_lists(cu_seqlens, 16, block_size=4).kv_num_blocks
+
+
+_PACK = torch.tensor([0, 3, 16], dtype=torch.int32)
+_NEXT_PACK = torch.tensor([0, 9, 16], dtype=torch.int32)
+
+
+@pytest.mark.parametrize(
+    "trace",
+    [
+        make_fx(_kv_num_blocks, tracing_mode="real"),
+        make_fx(_kv_num_blocks, tracing_mode="real", pre_dispatch=True),
+        make_fx(_kv_num_blocks, tracing_mode="symbolic"),
+        lambda pack: torch.jit.trace(_kv_num_blocks, (pack,)),
+        lambda pack: torch.func.functionalize(_kv_num_blocks),
+    ],
+)
+def test_what_is_traced_on_one_pack_makes_the_lists_of_the_next(trace) -> None:
+    assert not torch.equal(_kv_num_blocks(_PACK), _kv_num_blocks(_NEXT_PACK))
+    assert torch.equal(trace(_PACK)(_NEXT_PACK), _kv_num_blocks(_NEXT_PACK))
+
+
+def test_under_a_fake_mode_the_lists_are_fake() -> None:
+    expected = block_mask_lists(_PACK, 16, block_size=4)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        lists = block_mask_lists(_PACK, 16, block_size=4)
+    assert [part.shape for part in lists] == [part.shape for part in expected]
+    assert type(lists.kv_indices) is not torch.Tensor
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_under_vmap_the_lists_are_those_of_each_pack() -> None:
+    packs = torch.stack([_PACK, _NEXT_PACK])
+    expected = torch.stack([_kv_num_blocks(pack) for pack in packs])
+    assert torch.equal(torch.func.vmap(_kv_num_blocks)(packs), expected)
+
+
+@pytest.mark.parametrize("with_key_bounds", [True, False])
+@pytest.mark.parametrize("causal", [True, False])
+def test_what_the_dispatchers_operator_returns_is_no_view(causal, with_key_bounds) -> None:
+    parts = torch.ops.dsm.block_mask(_PACK, 16, 4, 2, causal, None, with_key_bounds)
+    assert all(part._base is None and part.storage_offset() == 0 for part in parts)
+    lists = block_mask_lists(_PACK, 16, block_size=(4, 2), causal=causal)
+    _assert_equal_lists(BlockMaskLists(*parts[2:]), lists)
+
+
+def test_block_sizes_of_a_fake_tensor_are_checked() -> None:
+    with (
+        FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(DsmError, match=r"block_size is 1 to 2\^31 - 1, found 0"),
+    ):
+        block_mask_lists(_PACK, 16, block_size=0)
+
+
+def test_a_window_larger_than_any_pack_is_none() -> None:
+    lists = block_mask_lists(_PACK, 16, block_size=4, window=1 << 70)
+    _assert_equal_lists(lists, block_mask_lists(_PACK, 16, block_size=4))
+
+
+def test_without_the_cuda_kernels_a_cuda_tensor_is_a_clean_error(monkeypatch) -> None:
+    for op in (
+        "block_mask", "context_parallel_split", "dense_mask", "packed_metadata", "segment_loss",
+    ):  # fmt: skip
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dsm::{op}", "CUDA")
+    monkeypatch.setattr("dsm_engine.ops.library.cuda_core", None)
+    with pytest.raises(DsmError, match=r"dsm::block_mask: .* without nvcc .* make install where"):
+        cuda_launcher("block_mask")
+
+
 def test_nothing_is_written_outside_the_lines_of_a_list() -> None:
     generator = torch.Generator().manual_seed(2)
     for num_tokens, size in ((64, 1), (65, 7), (100, 100), (30, 4)):
@@ -204,7 +276,14 @@ def test_cu_seqlens_that_are_no_pack_are_rejected(cu_seqlens, message) -> None:
     [
         (4, {"block_size": 0}, "block_size is 1 to 2.31 - 1, found 0"),
         (4, {"block_size": (4, 1 << 31)}, "block_size is 1 to 2.31 - 1"),
+        (4, {"block_size": (64,)}, r"a tuple of two for queries and keys, found \(64,\)"),
+        (4, {"block_size": (64, 128, 2)}, "a tuple of two for queries and keys"),
+        (4, {"block_size": [64, 64]}, "block_size of queries is an int, found list"),
+        (4, {"block_size": (64, 128.0)}, "block_size of keys is an int, found float"),
+        (4, {"block_size": None}, "block_size of queries is an int, found NoneType"),
         (4, {"window": 0}, "window is 1 or more, or None, found 0"),
+        (4, {"window": 2.5}, "window is an int, found float"),
+        (torch.tensor(4), {}, "num_tokens is an int, found Tensor"),
         (-1, {}, "found -1"),
         (1 << 20, {"block_size": 1}, "take larger blocks"),
     ],

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dsm_engine.errors import DsmError
 from dsm_engine.ops.context_parallel import (
@@ -107,6 +108,26 @@ def test_the_bound_of_slots_is_reached_and_never_passed(cp_size) -> None:
             assert needed <= context_parallel_slots(num_tokens, num_documents, cp_size)
     assert context_parallel_slots(3, 3, cp_size) == 3 * multiple
     assert context_parallel_slots(multiple, 1, cp_size) == multiple + (multiple - 1) // multiple
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((8, 2, 0), "cp_size is 1 to 65536, found 0"),
+        ((8, 2, -2), "cp_size is 1 to 65536, found -2"),
+        ((-8, 2, 1), "num_tokens is 0 or more, found -8"),
+        ((8, -2, 1), "num_documents is 0 or more, found -2"),
+    ],
+)
+def test_a_bound_of_slots_for_no_pack_is_rejected(arguments, message) -> None:
+    with pytest.raises(DsmError, match=message):
+        context_parallel_slots(*arguments)
+
+
+def test_the_cp_size_of_a_fake_tensor_is_checked() -> None:
+    with FakeTensorMode(), pytest.raises(DsmError, match="cp_size is 1 to 65536, found 0"):
+        cu_seqlens = torch.zeros(3, dtype=torch.int32)
+        context_parallel_split(cu_seqlens, 7, cp_size=0, num_slots=8)
 
 
 def test_a_pack_without_tokens_is_all_tail() -> None:

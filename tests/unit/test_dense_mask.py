@@ -105,7 +105,7 @@ def test_cu_seqlens_that_are_no_pack_are_rejected(cu_seqlens: list[int], message
     ("options", "message"),
     [
         ({"dtype": torch.float16}, r"bool, bfloat16 or float32, found torch\.float16"),
-        ({"window": 0}, r"window is 1 to 2\^31 - 1, found 0"),
+        ({"window": 0}, "window is 1 or more, or None, found 0"),
         ({"bandwidth": 0}, r"bandwidth is 1 to 2\^31 - 1, found 0"),
         ({"bandwidth": 4, "causal": False}, "a bandwidth needs causal=True"),
     ],
@@ -120,6 +120,13 @@ def test_int64_cu_seqlens_and_negative_sizes_are_rejected() -> None:
         dense_mask(torch.tensor([0, 4]), 4)
     with pytest.raises(DsmError, match="found -1"):
         dense_mask(torch.tensor([0, 4], dtype=torch.int32), -1)
+    with pytest.raises(DsmError, match="num_tokens is an int, found Tensor"):
+        dense_mask(torch.tensor([0, 4], dtype=torch.int32), torch.tensor(4))  # pyright: ignore
+
+
+def test_a_window_larger_than_any_pack_is_none() -> None:
+    cu_seqlens = _cu_seqlens([3, 7, 6])
+    assert torch.equal(dense_mask(cu_seqlens, 16, window=1 << 70), dense_mask(cu_seqlens, 16))
 
 
 @pytest.mark.parametrize("bandwidth", [None, 5])

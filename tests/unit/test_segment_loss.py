@@ -17,8 +17,11 @@ Inputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, int]
 def _inputs(lengths: list[int], num_columns: int, num_slices: int, seed: int = 0) -> Inputs:
     generator = torch.Generator().manual_seed(seed)
     num_tokens = sum(lengths)
-    token_losses = torch.rand(num_tokens, generator=generator)
-    loss_weights = torch.randint(-1, 3, (num_tokens,), generator=generator) / 2
+    # Products of 48 bits of several magnitudes: sums round and show the order of their additions.
+    exponents = torch.randint(-8, 8, (num_tokens,), generator=generator)
+    token_losses = torch.ldexp(torch.rand(num_tokens, generator=generator), exponents)
+    signs = torch.randint(-1, 3, (num_tokens,), generator=generator)
+    loss_weights = torch.rand(num_tokens, generator=generator) * signs
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
     shape = (len(lengths), num_columns)
     slice_ids = torch.randint(-1, num_slices, shape, generator=generator).int()
@@ -53,6 +56,16 @@ def test_sums_written_by_hand() -> None:
     assert sums.document_counts.tolist() == [2, 0, 2]
     assert sums.slice_losses.tolist() == [2.0, 0.0, 26.0, 0.0]
     assert sums.slice_counts.tolist() == [2, 0, 4, 0]
+
+
+def test_another_order_of_additions_gives_other_bits() -> None:
+    inputs = _inputs([300] * 20, 0, 0)
+    order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
+    token_losses, loss_weights = (row.view(20, 300)[:, order].flatten() for row in inputs[:2])
+    found = segment_loss(token_losses, loss_weights, *inputs[2:]).document_losses
+    expected = segment_loss(*inputs).document_losses
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    assert not torch.equal(found, expected)
 
 
 def _with_nan(inputs: Inputs) -> Inputs:
@@ -154,6 +167,15 @@ def test_faulty_inputs_are_rejected() -> None:
         segment_loss(token_losses, loss_weights, cu_seqlens, slice_ids.long(), num_slices)
     with pytest.raises(DsmError, match="num_slices is 0 to"):
         segment_loss(token_losses, loss_weights, cu_seqlens, slice_ids, -1)
+
+
+def test_a_gradient_for_the_weights_is_refused() -> None:
+    inputs = _inputs([3, 4], 2, 3)
+    inputs[1].requires_grad_()
+    with pytest.raises(DsmError, match=r"no gradient for loss_weights.*loss_weights\.detach\(\)"):
+        segment_loss(*inputs)
+    with torch.no_grad():
+        assert not segment_loss(*inputs).document_losses.requires_grad
 
 
 @pytest.mark.parametrize("slice_id", [-2, 3])
