@@ -2,9 +2,9 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,14 +28,38 @@ class AttentionCase:
     """Whether gradients are wanted."""
 
 
+Mask = TypeVar("Mask", Tensor, BlockMask)
+
+
+@dataclass(slots=True)
+class KeptMask(Generic[Mask]):
+    """A mask beside what it was made from: made by the first layer of a pack, found by the others.
+
+    Another cu_seqlens is noticed, other numbers written into the same tensor are not: that would
+    take a comparison on the device.
+    """
+
+    _mask: Mask | None = field(default=None, init=False)
+    _cu_seqlens: Tensor | None = field(default=None, init=False)
+    _num_tokens: int = field(default=0, init=False)
+
+    def get(self, make: Callable[[Tensor, int], Mask], cu_seqlens: Tensor, num_tokens: int) -> Mask:
+        if self._cu_seqlens is not cu_seqlens or self._num_tokens != num_tokens:
+            self._mask = None
+        if self._mask is None:
+            self._mask = make(cu_seqlens, num_tokens)
+            self._cu_seqlens, self._num_tokens = cu_seqlens, num_tokens
+        return self._mask
+
+
 class Pack(Protocol):
     """The part of `packs.PackedSequences` that backends use."""
 
     cu_seqlens_q: Tensor
     max_seqlen_q: int
     lengths: tuple[int, ...]
-    mask: Tensor | None
-    block_mask: BlockMask | None
+    mask: KeptMask[Tensor]
+    block_mask: KeptMask[BlockMask]
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Pack, float | None], Tensor]
