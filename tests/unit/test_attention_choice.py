@@ -176,6 +176,35 @@ def test_transformer_engine_is_refused_where_it_would_leave_cudnn(
     assert BACKENDS["te"].why_not(case(training=False)) is None
 
 
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "training", "cudnn", "why_not"),
+    [
+        (BLACKWELL, 128, True, 90_600, "needs cuDNN 9.7, found 9.6"),
+        (BLACKWELL, 128, True, 90_700, None),
+        (
+            BLACKWELL,
+            256,
+            True,
+            91_000,
+            "trains head sizes above 128 on compute capability 9.0 alone",
+        ),
+        (BLACKWELL, 256, False, 90_800, "needs cuDNN 9.9, found 9.8"),
+        (BLACKWELL, 256, False, 90_900, None),
+        (HOPPER, 256, True, 90_600, None),
+    ],
+)
+def test_what_transformer_engine_wants_of_cudnn_depends_on_the_device_and_the_head(
+    machine: Any,
+    capability: tuple[int, int],
+    head_dim: int,
+    training: bool,
+    cudnn: int,
+    why_not: str | None,
+) -> None:
+    machine(capability, cudnn=cudnn)
+    assert BACKENDS["te"].why_not(case(head_dim=head_dim, training=training)) == why_not
+
+
 def test_a_package_that_raises_what_it_likes_is_a_reason(
     monkeypatch: pytest.MonkeyPatch, machine: Any, tmp_path: Path
 ) -> None:
