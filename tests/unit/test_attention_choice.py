@@ -5,6 +5,7 @@ No CUDA device is here: devices and packages are stood in for, the reasons and c
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,16 +14,19 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 
 from dsm_engine.errors import DsmError
+from dsm_engine.model import gpt
 from dsm_engine.model.attention import backend as backend_module
 from dsm_engine.model.attention import flex, transformer_engine, varlen
 from dsm_engine.model.attention.backend import AttentionCase, import_error
 from dsm_engine.model.attention.choice import BACKENDS, choose_backend, survey
 from dsm_engine.model.attention.packed import packed_attention
 from dsm_engine.model.attention.packs import packed_sequences
-from dsm_engine.model.config import AttentionBackend
+from dsm_engine.model.config import AttentionBackend, ModelConfig
+from dsm_engine.parallel.config import ParallelConfig
 from tests.attention_packs import PACKS, cu_seqlens_of, make_inputs
 
 HOPPER, AMPERE, BLACKWELL, CONSUMER_BLACKWELL = (9, 0), (8, 0), (10, 0), (12, 0)
@@ -174,6 +178,44 @@ def test_transformer_engine_is_refused_where_it_would_leave_cudnn(
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert "no deterministic backward" in reason("te", case())
     assert BACKENDS["te"].why_not(case(training=False)) is None
+
+
+def test_transformer_engine_is_refused_where_the_environment_forbids_cudnn(
+    monkeypatch: pytest.MonkeyPatch, machine: Any
+) -> None:
+    machine(HOPPER)
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
+    assert reason("te", case()) == "NVTE_FUSED_ATTN=0 is set: it forbids cuDNN"
+    assert choose_backend("auto", case()).name == "flash3"
+
+
+@pytest.mark.parametrize(
+    ("backend", "megatrons"), [("split", AttnBackend.auto), ("te", AttnBackend.fused)]
+)
+@pytest.mark.parametrize("value", [None, "0", "1"])
+def test_a_model_is_built_whatever_is_set_for_transformer_engine_and_leaves_it(
+    monkeypatch: pytest.MonkeyPatch,
+    one_rank: Any,
+    backend: str,
+    megatrons: AttnBackend,
+    value: str | None,
+) -> None:
+    monkeypatch.setattr(gpt, "choose_backend", lambda name, case: BACKENDS[name])
+    for name in transformer_engine.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_query_groups=1,
+        ffn_hidden_size=32,
+        vocab_size=32,
+    )
+    built = gpt.build_gpt(model, ParallelConfig(), "fp32", one_rank, attention=backend)
+    assert built.config.attention_backend is megatrons
+    assert {os.environ.get(name) for name in transformer_engine.ENVIRONMENT} == {value}
 
 
 @pytest.mark.parametrize(
@@ -353,11 +395,15 @@ def test_transformer_engine_is_called_with_thd_and_one_module_for_all_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernel = Kernel()
+    for variable in transformer_engine.ENVIRONMENT:
+        monkeypatch.setenv(variable, "1")
     made = []
 
     class DotProductAttention:
         def __init__(self, num_attention_heads: int, kv_channels: int, **options: Any) -> None:
             made.append((num_attention_heads, kv_channels, options))
+            variables = {name: os.environ.get(name) for name in transformer_engine.ENVIRONMENT}
+            assert variables == transformer_engine.ENVIRONMENT, "or TE would leave cuDNN"
             self.scale = options["softmax_scale"]
 
         def __call__(self, query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:

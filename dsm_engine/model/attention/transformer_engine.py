@@ -1,5 +1,6 @@
 """Transformer Engine's attention over packs (`thd`): cuDNN's fused kernels on Hopper."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -24,12 +25,16 @@ _CUDNN = 90_600  # the first with thd for fewer key heads than query heads
 _CUDNN_ON_BLACKWELL = 90_700
 _CUDNN_OF_LARGE_HEADS_ON_BLACKWELL = 90_900
 _SMALL_HEAD = 128
+ENVIRONMENT = {"NVTE_FLASH_ATTN": "0", "NVTE_FUSED_ATTN": "1", "NVTE_UNFUSED_ATTN": "0"}
+"""By which Transformer Engine takes cuDNN or raises."""
 
 
 def _why_not(case: AttentionCase) -> str | None:
     reason = half_precision_on_cuda(case, capability=_HOPPER)
     if reason is not None:
         return reason
+    if os.environ.get("NVTE_FUSED_ATTN") == "0":
+        return "NVTE_FUSED_ATTN=0 is set: it forbids cuDNN"
     capability = torch.cuda.get_device_capability(case.device)
     if capability == _WITHOUT_THD:
         return "has no cuDNN kernels over packs for compute capability 12.0"
@@ -90,6 +95,7 @@ def _module(
         DotProductAttention,
     )
 
+    os.environ.update(ENVIRONMENT)  # read at each call, for as long as the process lives
     return DotProductAttention(
         num_heads,
         head_dim,
