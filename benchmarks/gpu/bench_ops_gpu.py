@@ -63,7 +63,10 @@ def what_is_missing() -> str | None:
 
     if cuda_core is None:
         return "dsm_engine._cuda is not built: put nvcc on PATH and run `make install` again"
-    return None
+    from dsm_engine.model.attention.backend import operators_status
+
+    reason = operators_status(torch.device("cuda"))
+    return None if reason is None else f"dsm_engine._cuda does not run here: {reason}"
 
 
 def print_summary(

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -26,6 +26,7 @@ from dsm_engine.model.attention.choice import BACKENDS, choose_backend, survey
 from dsm_engine.model.attention.packed import packed_attention
 from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.model.config import AttentionBackend, ModelConfig
+from dsm_engine.ops.library import cuda_core
 from dsm_engine.parallel.config import ParallelConfig
 from tests.attention_packs import PACKS, cu_seqlens_of, make_inputs
 
@@ -79,7 +80,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
         monkeypatch.setattr(flex.importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(backend_module, "cuda_core", object())
+        operators = SimpleNamespace(runtime_status=lambda device_index: None)
+        monkeypatch.setattr(backend_module, "cuda_core", operators)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         stand_in(monkeypatch, "transformer_engine.pytorch", DotProductAttention=object)
         stand_in(monkeypatch, "flash_attn", flash_attn_varlen_func=print)
         stand_in(monkeypatch, "flash_attn_interface", flash_attn_varlen_func=print)
@@ -294,8 +297,21 @@ def test_masks_on_cuda_want_the_cuda_operators_and_flex_triton(
     monkeypatch.setattr(backend_module, "cuda_core", None)
     for name in ("flex", "dense"):
         assert "needs the CUDA operators" in reason(name, case())
+    operators = SimpleNamespace(runtime_status=lambda idx: f"device {idx} has an old driver")
+    monkeypatch.setattr(backend_module, "cuda_core", operators)
+    for device, idx in (("cuda", 0), ("cuda:1", 1)):
+        assert reason("dense", case(device)) == (
+            f"needs the CUDA operators, which do not run here: device {idx} has an old driver"
+        )
     monkeypatch.setattr(flex.importlib.util, "find_spec", lambda name: None)
     assert "triton is not installed" in reason("flex", case())
+
+
+@pytest.mark.skipif(cuda_core is None, reason="built without nvcc")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver")
+def test_the_built_operators_say_that_there_is_no_driver() -> None:
+    assert cuda_core is not None
+    assert cuda_core.runtime_status(0) == "there is no NVIDIA driver"
 
 
 def test_a_backend_that_cannot_serve_is_refused_with_the_reason_and_those_that_can() -> None:

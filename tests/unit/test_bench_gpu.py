@@ -276,6 +276,19 @@ def test_without_the_built_operators_it_says_how_to_build_them(monkeypatch, caps
     assert "put nvcc on PATH and run `make install` again" in capsys.readouterr().err
 
 
+def test_with_operators_that_do_not_run_it_says_why(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    operators = SimpleNamespace(runtime_status=lambda idx: f"device {idx} has an old driver")
+    monkeypatch.setattr("dsm_engine.ops.library.cuda_core", operators)
+    monkeypatch.setattr("dsm_engine.model.attention.backend.cuda_core", operators)
+    assert bench_ops_gpu.main([]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error == "bench_ops_gpu: dsm_engine._cuda does not run here: device 0 has an old driver\n"
+    )
+
+
 def test_a_rate_is_high_where_the_time_is_short() -> None:
     rate = device_timing.rate(result_file.summarize([1.0, 2.0, 4.0]), 8)
     assert rate.median == 4 and rate.quartiles == (8 / 3, 8 / 1.5)

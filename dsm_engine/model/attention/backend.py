@@ -99,9 +99,27 @@ def import_error(module: str, function: str, install: str) -> str | None:
 
 def missing_operators(case: AttentionCase) -> str | None:
     """Why the engine's own operators, which make the masks, do not run on the device."""
-    if case.device.type == "cuda" and cuda_core is None:
+    if case.device.type != "cuda":
+        return None
+    if cuda_core is None:
         return "needs the CUDA operators: install dsm_engine where there is nvcc"
-    return None
+    reason = operators_status(case.device)
+    return None if reason is None else f"needs the CUDA operators, which do not run here: {reason}"
+
+
+def operators_status(device: torch.device) -> str | None:
+    """Why the CUDA operators, which are built, do not run on a CUDA device; None where they do.
+
+    Their CUDA runtime and architectures are those of the nvcc that built them, not torch's.
+    """
+    assert cuda_core is not None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _status_of(cuda_core.runtime_status, index)
+
+
+@cache
+def _status_of(runtime_status: Callable[[int], str | None], device_index: int) -> str | None:
+    return runtime_status(device_index)
 
 
 def half_precision_on_cuda(case: AttentionCase, *, capability: tuple[int, int]) -> str | None:
