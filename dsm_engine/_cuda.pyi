@@ -1,3 +1,4 @@
+def runtime_status(device_index: int, /) -> str | None: ...
 def packed_metadata(
     cu_seqlens: int,
     num_entries: int,

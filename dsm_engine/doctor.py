@@ -53,6 +53,14 @@ if torch is not None:
         for name in ("transformer_engine.pytorch", "apex", "flash_attn"):
             if importlib.util.find_spec(name.partition(".")[0]):
                 attempt(name)
+        if importlib.util.find_spec("dsm_engine._cuda"):
+            try:
+                from dsm_engine import _cuda
+                devices = range(len(report["torch"]["devices"]))
+                report["cuda_operators"] = [_cuda.runtime_status(idx) for idx in devices]
+            except BaseException as error:
+                name = "dsm_engine._cuda"
+                report["errors"][name] = f"{type(error).__name__}: {error}".splitlines()[0]
     try:
         from dsm_engine.model.attention.choice import survey
         report["attention"] = survey()
@@ -183,6 +191,12 @@ def _cuda_operators() -> Finding:
         return _absent(
             "CUDA operators", "not built: nvcc was not found when dsm_engine was installed"
         )
+    report = _probe()
+    if "dsm_engine._cuda" in report["errors"]:
+        return _broken("CUDA operators", _import_error("dsm_engine._cuda"))
+    reasons = [reason for reason in report.get("cuda_operators", []) if reason is not None]
+    if reasons:
+        return _broken("CUDA operators", f"built, and do not run: {reasons[0]}")
     return _ok("CUDA operators", "built")
 
 

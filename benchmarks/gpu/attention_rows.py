@@ -19,6 +19,7 @@ from torch import Tensor
 
 _MOST_TOKENS_OF_DENSE = 16_384  # 16 times the work at four times the tokens, and 4 GB of mask
 _FORWARD_TOLERANCE, _BACKWARD_TOLERANCE = 1e-2, 2e-2  # bf16 has 8 bits: 4e-3 a rounding
+CHECKS_NEED_S = {"attention_flex": 120}  # compiled forward and backward, for two shapes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,8 +21,8 @@ _BENCHMARKS = str(Path(__file__).resolve().parent.parent)
 if _BENCHMARKS not in sys.path:
     sys.path.append(_BENCHMARKS)
 
-from attention_rows import attention_cases, attention_checks
-from cases import Budget, Rows, compare_to_best, run_cases, run_checks
+from attention_rows import CHECKS_NEED_S, attention_cases, attention_checks
+from cases import Budget, Case, Rows, compare_to_best, missed_targets, run_cases, run_checks
 from describe_gpu import describe_gpu, gpu_state
 from device_timing import DeviceTimer
 from operator_rows import measure_ceilings, operator_cases, operator_checks
@@ -30,6 +30,7 @@ from result_file import FailedRow, Row, print_table, publish
 from sanitizers import describe, run_sanitizers
 
 _BUDGET_S = 480
+_CEILINGS_NEED_S = 15
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,12 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     budget = Budget(seconds=options.budget_s)
     before = gpu_state()
-    rows, faults = _measure(budget)
+    rows, missed, faults = _measure(budget)
     machine = describe_gpu() | {"state_before": before, "state_after": gpu_state()}
     sanitized = run_sanitizers() if options.sanitizers else None
-    more = {"budget_s": budget.seconds, "check_failures": faults, "sanitizers": sanitized}
+    more = {
+        "budget_s": budget.seconds,
+        "check_failures": faults,
+        "targets_missed": missed,
+        "sanitizers": sanitized,
+    }
     publish(rows, options.output, machine=machine, more=more)
-    print_summary(rows, sanitized or (), faults)
+    print_summary(rows, missed, sanitized or (), faults)
     return 1 if faults else 0
 
 
@@ -57,10 +63,18 @@ def what_is_missing() -> str | None:
 
     if cuda_core is None:
         return "dsm_engine._cuda is not built: put nvcc on PATH and run `make install` again"
-    return None
+    from dsm_engine.model.attention.backend import operators_status
+
+    reason = operators_status(torch.device("cuda"))
+    return None if reason is None else f"dsm_engine._cuda does not run here: {reason}"
 
 
-def print_summary(rows: Rows, sanitized: Sequence[dict[str, Any]], faults: dict[str, str]) -> None:
+def print_summary(
+    rows: Rows,
+    missed: Sequence[str],
+    sanitized: Sequence[dict[str, Any]],
+    faults: dict[str, str],
+) -> None:
     """The rows that have a target, the best backend at each shape, and what failed."""
     measured = [row for row in rows if isinstance(row, Row)]
     best = [row for row in measured if row.name.startswith("attention_") and row.ratio == 1]
@@ -69,7 +83,6 @@ def print_summary(rows: Rows, sanitized: Sequence[dict[str, Any]], faults: dict[
     for row in best:
         milliseconds = row.value.median * 1e3
         print(f"{row.name}: best, {milliseconds:.3f} ms, {row.details['tflops_per_s']:.0f} TFLOP/s")
-    missed = [f"{row.name} ({row.details['target']})" for row in measured if missed_target(row)]
     print(f"targets missed: {', '.join(missed) or 'none'}")
     failed = [row.name for row in rows if isinstance(row, FailedRow)]
     print(f"not measured: {len(failed)} rows; checks failed: {', '.join(faults) or 'none'}")
@@ -77,19 +90,17 @@ def print_summary(rows: Rows, sanitized: Sequence[dict[str, Any]], faults: dict[
         print(describe(result))
 
 
-def missed_target(row: Row) -> bool:
-    return not row.details.get("met", True)
-
-
-def _measure(budget: Budget) -> tuple[Rows, dict[str, str]]:
+def _measure(budget: Budget) -> tuple[Rows, list[str], dict[str, str]]:
+    """The rows, the targets that were missed, and what is wrong by subject."""
     device = torch.device("cuda", torch.cuda.current_device())
     torch.manual_seed(0)
-    faults = run_checks([*operator_checks(device), *attention_checks(device)])
+    checks = [*operator_checks(device), *attention_checks(device)]
+    faults, unchecked = run_checks(checks, budget, CHECKS_NEED_S, reserve_s=_CEILINGS_NEED_S)
     timer = DeviceTimer(device)
     ceilings = measure_ceilings(timer, device)
-    cases = [*operator_cases(timer, device, ceilings), *attention_cases(timer, device)]
-    rows = run_cases(cases, faults, budget)
-    return [*ceilings.rows(), *compare_to_best(rows)], faults
+    cases: list[Case] = [*operator_cases(timer, device, ceilings), *attention_cases(timer, device)]
+    rows = run_cases(cases, faults, budget, unchecked)
+    return [*ceilings.rows(), *compare_to_best(rows)], missed_targets(rows, cases), faults
 
 
 def _parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -1,12 +1,13 @@
 """What is measured, one after another, within a budget of time: a failure is a row, not the end."""
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from result_file import SECONDS, FailedRow, Row
 
 Rows = list[Row | FailedRow]
+CHECK_NEEDS_S = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,8 @@ class Case:
     needs_s: float
     """Seconds it takes at worst, compilation included: less than that left, and it is skipped."""
     run: Callable[[], Row]
+    target: str | None = None
+    """What its row is to reach; missed where there is no row."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,21 +41,63 @@ class Budget:
         return self.seconds - (self.clock() - self.started)
 
 
-def run_checks(checks: Iterable[tuple[str, Callable[[], None]]]) -> dict[str, str]:
-    """What is wrong, by subject: the first line of what its check raised."""
-    faults = {}
+def run_checks(
+    checks: Iterable[tuple[str, Callable[[], None]]],
+    budget: Budget,
+    needs_s: Mapping[str, float],
+    *,
+    reserve_s: float = 0,
+) -> tuple[dict[str, str], set[str]]:
+    """What is wrong, by subject: the first line of what its check raised; and what was not checked.
+
+    A check that may leave less than the reserve is skipped with a line. `needs_s` has the seconds
+    at worst of those that take more than CHECK_NEEDS_S.
+    """
+    faults: dict[str, str] = {}
+    skipped: set[str] = set()
     for subject, check in checks:
+        left = budget.left()
+        if left < needs_s.get(subject, CHECK_NEEDS_S) + reserve_s:
+            print(f"check of {subject}: skipped, {left:.0f} s of {budget.seconds:.0f} s are left")
+            skipped.add(subject)
+            continue
         try:
             check()
         except Exception as error:  # noqa: BLE001 - the other subjects are still to be measured
             faults[subject] = first_line(error)
             print(f"check of {subject} failed: {faults[subject]}", flush=True)
-    return faults
+    return faults, skipped
 
 
-def run_cases(cases: Sequence[Case], faults: dict[str, str], budget: Budget) -> Rows:
-    """A row for each case, in order."""
-    return [_run_case(case, faults.get(case.subject), budget) for case in cases]
+def run_cases(
+    cases: Sequence[Case],
+    faults: dict[str, str],
+    budget: Budget,
+    unchecked: Collection[str] = (),
+) -> Rows:
+    """A row for each case, in order; what is found wrong on the way joins the faults."""
+    rows: Rows = []
+    for case in cases:
+        if case.subject in unchecked:
+            rows.append(_failed(case, "not timed: the budget ran out before its check"))
+        else:
+            rows.append(_run_case(case, faults, budget))
+    return rows
+
+
+def missed_targets(rows: Rows, cases: Iterable[Case]) -> list[str]:
+    """Names and targets of the rows that do not reach theirs, or could not be measured."""
+    targets = {case.name: case.target for case in cases}
+    missed = []
+    for row in rows:
+        target = targets.get(row.name)
+        if target is None:
+            continue
+        if isinstance(row, FailedRow):
+            missed.append(f"{row.name} ({target}; not measured)")
+        elif not row.details["met"]:
+            missed.append(f"{row.name} ({target})")
+    return missed
 
 
 def compare_to_best(rows: Rows) -> Rows:
@@ -72,7 +117,8 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _run_case(case: Case, fault: str | None, budget: Budget) -> Row | FailedRow:
+def _run_case(case: Case, faults: dict[str, str], budget: Budget) -> Row | FailedRow:
+    fault = faults.get(case.subject)
     if fault is not None:
         return _failed(case, f"not timed, its check failed: {fault}")
     left = budget.left()
@@ -81,6 +127,10 @@ def _run_case(case: Case, fault: str | None, budget: Budget) -> Row | FailedRow:
         return _failed(case, f"skipped: the budget of {budget.seconds:.0f} s ran out")
     try:
         return case.run()
+    except AssertionError as error:
+        faults[case.subject] = first_line(error)
+        print(f"check of {case.name} failed: {faults[case.subject]}", flush=True)
+        return _failed(case, f"its check failed: {faults[case.subject]}")
     except Exception as error:  # noqa: BLE001 - a backend that fails is a row
         return _failed(case, first_line(error))
 

@@ -2,9 +2,10 @@
 
 Two ways. `time_small` is for calls of microseconds: many of them are captured into one CUDA graph
 and its replays are timed, so that neither Python nor the launch of each is in the figure; what the
-device needs between two kernels is. `time_large` is for calls above: each is queued behind a
-kernel that waits for as long as the host needs to queue it, so that the host is never waited for,
-and behind one that writes over the L2 cache.
+device needs between two kernels is. `time_large` is for calls above, one at a time, behind a kernel
+that reads more than the L2 cache holds: what lies there is old, and nothing waits to be written.
+Both are queued behind a kernel that waits for as long as the host needs to queue them, so that the
+host is never waited for.
 
 Timers are functions of a call, so that the rows can be made without a device, by another clock.
 """
@@ -40,7 +41,8 @@ class DeviceTimer:
 
     def __init__(self, device: torch.device) -> None:
         num_bytes = 4 * torch.cuda.get_device_properties(device).L2_cache_size
-        self._over_cache = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        self._over_cache = torch.zeros(num_bytes // 4, dtype=torch.float32, device=device)
+        self._sum = torch.zeros((), dtype=torch.float32, device=device)
 
     def time_small(self, call: Call) -> Timing:
         stream = torch.cuda.Stream()
@@ -52,14 +54,15 @@ class DeviceTimer:
         with torch.cuda.graph(graph):
             for _ in range(CALLS_PER_GRAPH):
                 call()
-        _warm_up(graph.replay)
-        return self._repeat(graph.replay, lambda: None).per(CALLS_PER_GRAPH)
+        wait_cycles = _wait_cycles(_warm_up(graph.replay))
+        replays = self._repeat(graph.replay, lambda: torch.cuda._sleep(wait_cycles))
+        return replays.per(CALLS_PER_GRAPH)
 
     def time_large(self, call: Call) -> Timing:
-        wait_cycles = int(min(_LONGEST_WAIT_S, 2 * _warm_up(call)) * _FASTEST_CLOCK_HZ)
+        wait_cycles = _wait_cycles(_warm_up(call))
 
         def before() -> None:
-            self._over_cache.zero_()
+            torch.sum(self._over_cache, dim=0, out=self._sum)
             torch.cuda._sleep(wait_cycles)
 
         return self._repeat(call, before)
@@ -101,6 +104,11 @@ def rate(timing: Timing, amount: float) -> Timing:
         quartiles=(amount / third, amount / first),
         repetitions=timing.repetitions,
     )
+
+
+def _wait_cycles(queueing_s: float) -> int:
+    """Cycles that outlast the queueing of a call, by twice what its fastest took."""
+    return int(min(_LONGEST_WAIT_S, 2 * queueing_s) * _FASTEST_CLOCK_HZ)
 
 
 def _warm_up(call: Call) -> float:

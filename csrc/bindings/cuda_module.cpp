@@ -1,10 +1,14 @@
 // dsm_engine._cuda: launchers of the CUDA operators. Addresses and the stream come in as integers,
-// so that one binary serves every torch. A launch that fails raises RuntimeError.
+// so that no torch is linked. The CUDA runtime is linked in and wants a driver of its own major
+// version or above, whatever the installed torch wants; runtime_status says whether it has one.
+// A launch that fails raises RuntimeError.
 
 #include <cuda_runtime_api.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 
@@ -25,6 +29,44 @@ void check(cudaError_t status, const char* op) {
   if (status == cudaSuccess) return;
   throw std::runtime_error(std::string(op) + ": CUDA error " + std::to_string(status) + ": " +
                            cudaGetErrorString(status));
+}
+
+std::string version_name(int version) {
+  return std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
+}
+
+std::string described(cudaError_t status) {
+  cudaGetLastError();  // or the next launch would report it
+  return "CUDA error " + std::to_string(status) + ": " + cudaGetErrorString(status);
+}
+
+/// Why no kernel of this module runs on the device, nothing where they do.
+std::optional<std::string> runtime_status(int device_index) {
+  int runtime = 0;
+  int driver = 0;
+  cudaError_t status = cudaRuntimeGetVersion(&runtime);
+  if (status == cudaSuccess) status = cudaDriverGetVersion(&driver);
+  if (status != cudaSuccess) return described(status);
+  if (driver == 0) return "there is no NVIDIA driver";
+  // Within a major version a newer runtime runs on an older driver; what it refuses, it says below.
+  if (driver / 1000 < runtime / 1000) {
+    return "they were built with CUDA " + version_name(runtime) + ", the driver is of CUDA " +
+           version_name(driver) + ": install a newer driver, or build with an older nvcc";
+  }
+  int previous = 0;
+  status = cudaGetDevice(&previous);
+  if (status == cudaSuccess) status = cudaSetDevice(device_index);
+  if (status != cudaSuccess) return described(status);
+  status = dsm::cuda::find_packed_metadata_kernel();
+  std::optional<std::string> reason;
+  if (status == cudaErrorNoKernelImageForDevice || status == cudaErrorInvalidDeviceFunction) {
+    cudaGetLastError();
+    reason = "they were built without code for this device: CMAKE_CUDA_ARCHITECTURES names more";
+  } else if (status != cudaSuccess) {
+    reason = described(status);
+  }
+  cudaSetDevice(previous);
+  return reason;
 }
 
 void packed_metadata(uintptr_t cu_seqlens, int64_t num_entries, int64_t num_tokens,
@@ -87,6 +129,7 @@ void context_parallel_split(uintptr_t cu_seqlens, int64_t num_entries, int64_t n
 
 PYBIND11_MODULE(_cuda, module) {
   module.doc() = "CUDA launchers of dsm_engine; use them through dsm_engine.ops.";
+  module.def("runtime_status", &runtime_status, py::call_guard<py::gil_scoped_release>());
   module.def("packed_metadata", &packed_metadata);
   module.def("dense_mask", &dense_mask);
   module.def("segment_loss", &segment_loss);

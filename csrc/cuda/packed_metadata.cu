@@ -45,4 +45,9 @@ cudaError_t packed_metadata(const PackedMetadataArguments& arguments, cudaStream
   return cudaGetLastError();
 }
 
+cudaError_t find_packed_metadata_kernel() {
+  cudaFuncAttributes attributes;
+  return cudaFuncGetAttributes(&attributes, packed_metadata_kernel);
+}
+
 }  // namespace dsm::cuda

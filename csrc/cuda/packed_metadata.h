@@ -11,4 +11,7 @@ namespace dsm::cuda {
 /// none within [0, num_tokens] leads outside the arrays.
 cudaError_t packed_metadata(const PackedMetadataArguments& arguments, cudaStream_t stream);
 
+/// Whether the current device has code of the kernel: the error of asking for its attributes.
+cudaError_t find_packed_metadata_kernel();
+
 }  // namespace dsm::cuda

@@ -1,8 +1,10 @@
 """Builds this rank's part of the model and fills it with fresh weights."""
 
 import math
+import os
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
@@ -22,6 +25,7 @@ from torch import Tensor
 
 from dsm_engine.model.attention.backend import AttentionCase
 from dsm_engine.model.attention.choice import choose_backend
+from dsm_engine.model.attention.transformer_engine import ENVIRONMENT, TRANSFORMER_ENGINE
 from dsm_engine.model.config import ModelConfig, Precision
 from dsm_engine.model.spec import portable_block_spec
 from dsm_engine.parallel.config import ParallelConfig
@@ -44,12 +48,14 @@ def build_gpt(
     `attention` names a backend; one that has no backward serves where `training` is False. Raises
     DsmError where it cannot serve.
     """
-    config = _transformer_config(model, parallel, precision, context)
     case = attention_case(model, precision, context, training=training)
     backend = choose_backend(attention, case)
+    config = _transformer_config(model, parallel, precision, context)
+    if backend is TRANSFORMER_ENGINE:
+        config.attention_backend = AttnBackend.fused
     num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=context.pp_rank)
     rotary_base: Any = model.rotary_base  # annotated int, used as a number
-    with context.megatron_scope():
+    with context.megatron_scope(), _variables_of_transformer_engine_unset():
         gpt = GPTModel(
             config,
             portable_block_spec(num_layers, backend),
@@ -64,6 +70,22 @@ def build_gpt(
     gpt = gpt.to(device=context.device, dtype=DTYPES[precision])
     _mark_sharded_parameters(gpt)
     return gpt
+
+
+@contextmanager
+def _variables_of_transformer_engine_unset() -> Iterator[None]:
+    """Megatron refuses values other than those of its attention_backend, and leaves its own behind.
+
+    The backend `te` alone calls Transformer Engine, and sets them itself.
+    """
+    values = {name: os.environ.pop(name, None) for name in ENVIRONMENT}
+    try:
+        yield
+    finally:
+        for name, value in values.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def attention_case(

@@ -141,7 +141,7 @@ def _causal_mask_mod(key_begin: torch.Tensor) -> MaskMod:
     def mask_mod(
         batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor:
-        return (key >= key_begin[query]) & (key <= query)
+        return (key >= key_begin[0, 0, query]) & (key <= query)
 
     return mask_mod
 
@@ -150,7 +150,7 @@ def _full_mask_mod(key_begin: torch.Tensor, key_end: torch.Tensor) -> MaskMod:
     def mask_mod(
         batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor
     ) -> torch.Tensor:
-        return (key >= key_begin[query]) & (key < key_end[query])
+        return (key >= key_begin[0, 0, query]) & (key < key_end[0, 0, query])
 
     return mask_mod
 
@@ -264,7 +264,7 @@ def _views(
         full_q,
         full_q_indices.view(1, 1, columns, rows),
     )
-    return lists, tuple(bound.view(-1) for bound in parts[:num_bounds])
+    return lists, parts[:num_bounds]
 
 
 # key_begin and key_end, empty where they are not asked for, and the lists. Ten tensors of their
@@ -290,7 +290,7 @@ def _block_mask(
     sizes = (num_tokens, query_block_size, key_block_size)
     buffer = _fill_buffer(cu_seqlens, *sizes, causal, window, with_key_bounds)
     lists, bounds = _views(buffer, *sizes, _num_bounds(causal, with_key_bounds))
-    missing = [buffer.new_empty(0) for _ in range(2 - len(bounds))]
+    missing = [buffer.new_empty((1, 1, 0)) for _ in range(2 - len(bounds))]
     return (*(bound.clone() for bound in bounds), *missing, *(part.clone() for part in lists))
 
 
@@ -317,7 +317,7 @@ def _empty_tensors(
     of_columns = [(1, 1, columns), (1, 1, columns, rows)] * 2
     return tuple(
         cu_seqlens.new_empty(shape)
-        for shape in (*((size,) for size in bounds_sizes), *of_rows, *of_columns)
+        for shape in (*((1, 1, size) for size in bounds_sizes), *of_rows, *of_columns)
     )
 
 

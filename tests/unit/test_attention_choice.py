@@ -5,24 +5,29 @@ No CUDA device is here: devices and packages are stood in for, the reasons and c
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
 
 from dsm_engine.errors import DsmError
+from dsm_engine.model import gpt
 from dsm_engine.model.attention import backend as backend_module
 from dsm_engine.model.attention import flex, transformer_engine, varlen
 from dsm_engine.model.attention.backend import AttentionCase, import_error
 from dsm_engine.model.attention.choice import BACKENDS, choose_backend, survey
 from dsm_engine.model.attention.packed import packed_attention
 from dsm_engine.model.attention.packs import packed_sequences
-from dsm_engine.model.config import AttentionBackend
+from dsm_engine.model.config import AttentionBackend, ModelConfig
+from dsm_engine.ops.library import cuda_core
+from dsm_engine.parallel.config import ParallelConfig
 from tests.attention_packs import PACKS, cu_seqlens_of, make_inputs
 
 HOPPER, AMPERE, BLACKWELL, CONSUMER_BLACKWELL = (9, 0), (8, 0), (10, 0), (12, 0)
@@ -75,7 +80,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: cudnn)
         monkeypatch.setattr(flex.importlib.util, "find_spec", lambda name: object())
-        monkeypatch.setattr(backend_module, "cuda_core", object())
+        operators = SimpleNamespace(runtime_status=lambda device_index: None)
+        monkeypatch.setattr(backend_module, "cuda_core", operators)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
         stand_in(monkeypatch, "transformer_engine.pytorch", DotProductAttention=object)
         stand_in(monkeypatch, "flash_attn", flash_attn_varlen_func=print)
         stand_in(monkeypatch, "flash_attn_interface", flash_attn_varlen_func=print)
@@ -176,6 +183,73 @@ def test_transformer_engine_is_refused_where_it_would_leave_cudnn(
     assert BACKENDS["te"].why_not(case(training=False)) is None
 
 
+def test_transformer_engine_is_refused_where_the_environment_forbids_cudnn(
+    monkeypatch: pytest.MonkeyPatch, machine: Any
+) -> None:
+    machine(HOPPER)
+    monkeypatch.setenv("NVTE_FUSED_ATTN", "0")
+    assert reason("te", case()) == "NVTE_FUSED_ATTN=0 is set: it forbids cuDNN"
+    assert choose_backend("auto", case()).name == "flash3"
+
+
+@pytest.mark.parametrize(
+    ("backend", "megatrons"), [("split", AttnBackend.auto), ("te", AttnBackend.fused)]
+)
+@pytest.mark.parametrize("value", [None, "0", "1"])
+def test_a_model_is_built_whatever_is_set_for_transformer_engine_and_leaves_it(
+    monkeypatch: pytest.MonkeyPatch,
+    one_rank: Any,
+    backend: str,
+    megatrons: AttnBackend,
+    value: str | None,
+) -> None:
+    monkeypatch.setattr(gpt, "choose_backend", lambda name, case: BACKENDS[name])
+    for name in transformer_engine.ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    model = ModelConfig(
+        num_layers=1,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_query_groups=1,
+        ffn_hidden_size=32,
+        vocab_size=32,
+    )
+    built = gpt.build_gpt(model, ParallelConfig(), "fp32", one_rank, attention=backend)
+    assert built.config.attention_backend is megatrons
+    assert {os.environ.get(name) for name in transformer_engine.ENVIRONMENT} == {value}
+
+
+@pytest.mark.parametrize(
+    ("capability", "head_dim", "training", "cudnn", "why_not"),
+    [
+        (BLACKWELL, 128, True, 90_600, "needs cuDNN 9.7, found 9.6"),
+        (BLACKWELL, 128, True, 90_700, None),
+        (
+            BLACKWELL,
+            256,
+            True,
+            91_000,
+            "trains head sizes above 128 on compute capability 9.0 alone",
+        ),
+        (BLACKWELL, 256, False, 90_800, "needs cuDNN 9.9, found 9.8"),
+        (BLACKWELL, 256, False, 90_900, None),
+        (HOPPER, 256, True, 90_600, None),
+    ],
+)
+def test_what_transformer_engine_wants_of_cudnn_depends_on_the_device_and_the_head(
+    machine: Any,
+    capability: tuple[int, int],
+    head_dim: int,
+    training: bool,
+    cudnn: int,
+    why_not: str | None,
+) -> None:
+    machine(capability, cudnn=cudnn)
+    assert BACKENDS["te"].why_not(case(head_dim=head_dim, training=training)) == why_not
+
+
 def test_a_package_that_raises_what_it_likes_is_a_reason(
     monkeypatch: pytest.MonkeyPatch, machine: Any, tmp_path: Path
 ) -> None:
@@ -223,8 +297,21 @@ def test_masks_on_cuda_want_the_cuda_operators_and_flex_triton(
     monkeypatch.setattr(backend_module, "cuda_core", None)
     for name in ("flex", "dense"):
         assert "needs the CUDA operators" in reason(name, case())
+    operators = SimpleNamespace(runtime_status=lambda idx: f"device {idx} has an old driver")
+    monkeypatch.setattr(backend_module, "cuda_core", operators)
+    for device, idx in (("cuda", 0), ("cuda:1", 1)):
+        assert reason("dense", case(device)) == (
+            f"needs the CUDA operators, which do not run here: device {idx} has an old driver"
+        )
     monkeypatch.setattr(flex.importlib.util, "find_spec", lambda name: None)
     assert "triton is not installed" in reason("flex", case())
+
+
+@pytest.mark.skipif(cuda_core is None, reason="built without nvcc")
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="this machine has a driver")
+def test_the_built_operators_say_that_there_is_no_driver() -> None:
+    assert cuda_core is not None
+    assert cuda_core.runtime_status(0) == "there is no NVIDIA driver"
 
 
 def test_a_backend_that_cannot_serve_is_refused_with_the_reason_and_those_that_can() -> None:
@@ -324,11 +411,15 @@ def test_transformer_engine_is_called_with_thd_and_one_module_for_all_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kernel = Kernel()
+    for variable in transformer_engine.ENVIRONMENT:
+        monkeypatch.setenv(variable, "1")
     made = []
 
     class DotProductAttention:
         def __init__(self, num_attention_heads: int, kv_channels: int, **options: Any) -> None:
             made.append((num_attention_heads, kv_channels, options))
+            variables = {name: os.environ.get(name) for name in transformer_engine.ENVIRONMENT}
+            assert variables == transformer_engine.ENVIRONMENT, "or TE would leave cuDNN"
             self.scale = options["softmax_scale"]
 
         def __call__(self, query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:

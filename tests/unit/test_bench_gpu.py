@@ -6,6 +6,7 @@ Its rows are made on the CPU here, by a timer that only calls.
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_block_mask
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 FOLDERS = [str(REPOSITORY / "benchmarks" / "gpu"), str(REPOSITORY / "benchmarks")]
@@ -121,7 +123,10 @@ def test_what_fails_its_check_is_not_timed(capsys) -> None:
     def wrong() -> None:
         raise AssertionError("output 2 is not the CPU's")
 
-    faults = cases.run_checks([("mask", wrong), ("loss", lambda: None)])
+    faults, skipped = cases.run_checks(
+        [("mask", wrong), ("loss", lambda: None)], cases.Budget(seconds=1_000), {}
+    )
+    assert not skipped
     assert faults == {"mask": "AssertionError: output 2 is not the CPU's"}
     assert "check of mask failed: AssertionError" in capsys.readouterr().out
 
@@ -133,6 +138,88 @@ def test_what_fails_its_check_is_not_timed(capsys) -> None:
     )
     assert rows[0].error.startswith("not timed, its check failed: AssertionError: output 2")
     assert rows[1] == a_row("loss_8")
+
+
+def test_a_check_that_may_outlast_the_budget_is_skipped_and_its_cases_are_not_timed(capsys) -> None:
+    def never() -> Any:
+        pytest.fail("the budget does not allow it")
+
+    clock = Clock()
+    budget = cases.Budget(seconds=100, clock=clock)
+    checks = [("flex", never), ("mask", lambda: None), ("split", never)]
+
+    def slow() -> None:
+        clock.now += 80
+
+    checks[1] = ("mask", slow)
+    faults, skipped = cases.run_checks(checks, budget, {"flex": 95}, reserve_s=15)
+    assert faults == {} and skipped == {"flex", "split"}
+    assert capsys.readouterr().out == (
+        "check of flex: skipped, 100 s of 100 s are left\n"
+        "check of split: skipped, 20 s of 100 s are left\n"
+    )
+    todo = [a_case("flex_8", never), a_case("mask_8")]
+    flex, mask = cases.run_cases(todo, faults, budget, skipped)
+    assert flex.error == "not timed: the budget ran out before its check"
+    assert mask == a_row("mask_8")
+
+
+def test_a_row_that_finds_a_wrong_answer_is_a_fault_of_its_subject(capsys) -> None:
+    def wrong() -> result_file.Row:
+        raise AssertionError("the lists differ")
+
+    faults: dict[str, str] = {}
+    todo = [a_case("mask_8", wrong), a_case("mask_16"), a_case("loss_8")]
+    rows = cases.run_cases(todo, faults, cases.Budget(seconds=10))
+    assert faults == {"mask": "AssertionError: the lists differ"}
+    assert [getattr(row, "error", None) for row in rows] == [
+        "its check failed: AssertionError: the lists differ",
+        "not timed, its check failed: AssertionError: the lists differ",
+        None,
+    ]
+    assert capsys.readouterr().out == "check of mask_8 failed: AssertionError: the lists differ\n"
+
+
+@pytest.mark.parametrize(("fails", "exit_code"), [(True, 1), (False, 0)])
+def test_the_exit_code_says_whether_a_row_found_a_wrong_answer(
+    monkeypatch, capsys, fails, exit_code
+) -> None:
+    def run() -> result_file.Row:
+        assert not fails
+        return a_row("mask_8")
+
+    ceilings = SimpleNamespace(rows=list)
+    for name, fake in {
+        "what_is_missing": lambda: None,
+        "gpu_state": dict,
+        "describe_gpu": dict,
+        "operator_checks": lambda device: [],
+        "attention_checks": lambda device: [],
+        "DeviceTimer": lambda device: CallingTimer(),
+        "measure_ceilings": lambda timer, device: ceilings,
+        "operator_cases": lambda timer, device, ceilings: [a_case("mask_8", run)],
+        "attention_cases": lambda timer, device: [],
+    }.items():
+        monkeypatch.setattr(bench_ops_gpu, name, fake)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert bench_ops_gpu.main([]) == exit_code
+    assert f"checks failed: {'mask' if fails else 'none'}" in capsys.readouterr().out
+
+
+def test_a_target_is_missed_by_a_figure_and_by_its_absence() -> None:
+    todo = [
+        replace(a_case(name), target="under 15 us") for name in ("slow_8", "fast_8", "absent_8")
+    ]
+    rows = [
+        a_row("slow_8", target="under 15 us", met=False),
+        a_row("fast_8", target="under 15 us", met=True),
+        result_file.FailedRow(name="absent_8", n=8, error="out of memory"),
+        result_file.FailedRow(name="other_8", n=8, error="absent"),
+    ]
+    assert cases.missed_targets(rows, [*todo, a_case("other_8")]) == [
+        "slow_8 (under 15 us)",
+        "absent_8 (under 15 us; not measured)",
+    ]
 
 
 def test_rows_of_one_shape_stand_beside_the_best_of_it() -> None:
@@ -165,7 +252,8 @@ def test_the_last_lines_name_targets_the_best_and_what_failed(capsys) -> None:
     missed = a_row("block_mask_8", 2e-5, target="under 15 us", met=False)
     failed = result_file.FailedRow(name="attention_8_flex", n=8, error="absent")
     rows = cases.compare_to_best([best, missed, failed])
-    bench_ops_gpu.print_summary(rows, [a_result(errors=2, exit_code=99)], {"mask": "wrong"})
+    results = [a_result(errors=2, exit_code=99)]
+    bench_ops_gpu.print_summary(rows, ["block_mask_8 (under 15 us)"], results, {"mask": "wrong"})
     out = capsys.readouterr().out
     assert "attention_8_te: best, 2.000 ms, 412 TFLOP/s" in out
     assert "targets missed: block_mask_8 (under 15 us)" in out
@@ -186,6 +274,19 @@ def test_without_the_built_operators_it_says_how_to_build_them(monkeypatch, caps
     monkeypatch.setattr("dsm_engine.ops.library.cuda_core", None)
     assert bench_ops_gpu.main([]) == 2
     assert "put nvcc on PATH and run `make install` again" in capsys.readouterr().err
+
+
+def test_with_operators_that_do_not_run_it_says_why(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    operators = SimpleNamespace(runtime_status=lambda idx: f"device {idx} has an old driver")
+    monkeypatch.setattr("dsm_engine.ops.library.cuda_core", operators)
+    monkeypatch.setattr("dsm_engine.model.attention.backend.cuda_core", operators)
+    assert bench_ops_gpu.main([]) == 2
+    error = capsys.readouterr().err
+    assert (
+        error == "bench_ops_gpu: dsm_engine._cuda does not run here: device 0 has an old driver\n"
+    )
 
 
 def test_a_rate_is_high_where_the_time_is_short() -> None:
@@ -238,7 +339,7 @@ def test_small_calls_are_timed_as_replays_of_many(fake_cuda) -> None:
     calls = []
     timing = device_timing.DeviceTimer(CPU).time_small(lambda: calls.append(1))
     assert len(calls) == 1 + device_timing.CALLS_PER_GRAPH  # the first one is to warm up
-    assert fake_cuda == ["replay"] + ["event", "replay", "event"] * 5
+    assert fake_cuda == ["replay"] + ["wait", "event", "replay", "event"] * 5
     assert timing.median == pytest.approx(3e-3 / device_timing.CALLS_PER_GRAPH)
 
 
@@ -247,7 +348,7 @@ def test_large_calls_are_queued_behind_a_wait_and_over_a_cold_cache(fake_cuda) -
     timer._over_cache.fill_(7)
     timing = timer.time_large(lambda: fake_cuda.append("call"))
     assert fake_cuda == ["call"] + ["wait", "event", "call", "event"] * 5
-    assert not timer._over_cache.any()
+    assert timer._sum == 7 * 4 * 16 / 4  # four times the cache was read, in fp32
     assert timing.median == 3e-3 and timing.repetitions == 5
 
 
@@ -282,7 +383,8 @@ def test_every_operator_has_its_rows(monkeypatch) -> None:
     seconds = result_file.summarize([2.0])
     ceilings = operator_rows.Ceilings(copy=seconds, launch=seconds)
     made = operator_rows.operator_cases(CallingTimer(), CPU, ceilings)
-    assert {case.subject for case in made} == operator_rows.OPERATORS.keys()
+    fills = {f"fill_{dtype}" for dtype in operator_rows._DTYPES}
+    assert {case.subject for case in made} == operator_rows.OPERATORS.keys() | fills
     assert len({case.name for case in made}) == len(made)
     small = [case for case in made if case.n == 4_096]
     monkeypatch.setattr(torch, "compile", lambda function: function)  # half a minute
@@ -291,9 +393,47 @@ def test_every_operator_has_its_rows(monkeypatch) -> None:
     assert [row.name for row in rows] == [case.name for case in small]
     dense = next(row for row in rows if row.name == "dense_mask_fp32_4096")
     assert dense.unit == "GB/s" and dense.value.median == 4 * 4_096**2 / 1.5 / 1e9
-    assert dense.ratio == pytest.approx(4 * 4_096**2 / 1.5 / 2) and dense.details["met"]
+    assert dense.ratio == pytest.approx(4 * 4_096**2 / 1.5 / 2)
+    fill = next(row for row in rows if row.name == "fill_fp32_4096")
+    assert (fill.value, fill.ratio, fill.unit) == (dense.value, dense.ratio, "GB/s")
     metadata = next(row for row in rows if row.name == "packed_metadata_4096")
     assert metadata.ratio == 2 / 1.5 and metadata.details["met"]
+
+
+def test_the_share_of_bandwidth_is_a_target_where_a_mask_exceeds_the_cache() -> None:
+    seconds = result_file.summarize([2.0])
+    ceilings = operator_rows.Ceilings(copy=seconds, launch=seconds)
+    made = operator_rows.operator_cases(CallingTimer(), CPU, ceilings)
+    masks = [case for case in made if case.subject.startswith("dense_mask_")]
+    assert {case.n: case.target for case in masks} == {
+        4_096: None,
+        16_384: "90% of copy bandwidth",
+        32_768: "90% of copy bandwidth",
+    }
+
+
+def failing_create_block_mask(*arguments: Any, **options: Any) -> Any:
+    raise RuntimeError("out of memory\nand more")
+
+
+def wrong_create_block_mask(mask_mod: Any, *arguments: Any, **options: Any) -> Any:
+    return create_block_mask(lambda b, h, q, k: q >= k, *arguments, **options)
+
+
+def test_a_create_block_mask_that_fails_is_named_in_the_table(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(operator_rows, "create_block_mask", failing_create_block_mask)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    row = operator_rows._block_mask_row(4_096, CallingTimer(), CPU)
+    result_file.print_table([row])
+    assert "create_block_mask, compiled, failed: RuntimeError: out of m" in capsys.readouterr().out
+    assert row.ratio is None and row.details["equals_baseline"] is None
+
+
+def test_lists_that_are_not_those_of_create_block_mask_are_a_fault(monkeypatch) -> None:
+    monkeypatch.setattr(operator_rows, "create_block_mask", wrong_create_block_mask)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    with pytest.raises(AssertionError, match="not create_block_mask's"):
+        operator_rows._block_mask_row(4_096, CallingTimer(), CPU)
 
 
 SHAPES = [

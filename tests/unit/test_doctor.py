@@ -111,6 +111,31 @@ def test_an_engine_whose_models_do_not_load_has_a_broken_attention(
     assert found("attention: split").state == "absent"
 
 
+@pytest.mark.parametrize(
+    ("report", "state", "text"),
+    [
+        ({"cuda_operators": [None, None]}, "ok", "built"),
+        ({}, "ok", "built"),
+        (
+            {"cuda_operators": [None, "the driver is old"]},
+            "broken",
+            "built, and do not run: the driver is old",
+        ),
+        (
+            {"errors": {"dsm_engine._cuda": "ImportError: symbol"}},
+            "broken",
+            "does not load: ImportError: symbol",
+        ),
+    ],
+)
+def test_built_cuda_operators_have_to_run_on_the_devices(
+    monkeypatch: pytest.MonkeyPatch, report: dict[str, Any], state: str, text: str
+) -> None:
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: object())
+    probe_says(monkeypatch, report)
+    assert (found("CUDA operators").state, found("CUDA operators").text) == (state, text)
+
+
 def test_the_probe_of_a_machine_prints_json() -> None:
     done = subprocess.run(
         [sys.executable, "-c", doctor._PROBE], capture_output=True, text=True, check=True

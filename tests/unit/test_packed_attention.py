@@ -1,5 +1,6 @@
 """Block-diagonal attention over packs: the backends that train on a CPU."""
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -108,6 +109,36 @@ def test_what_a_backend_makes_of_a_pack_serves_all_layers(monkeypatch: pytest.Mo
     first, second = (BACKENDS["dense"].attend(query, key, value, pack, None) for _ in range(2))
     assert torch.equal(first, second)
     assert len(made) == 1
+
+
+@pytest.mark.parametrize("replaced", ["in the pack", "in a copy of the pack"])
+def test_a_mask_is_made_anew_for_other_documents(replaced: str) -> None:
+    query, key, value, _ = make_inputs(20, 4, 2, torch.float32)
+    pack = packed_sequences(cu_seqlens_of((5, 15)), (5, 15), 15)
+    attend_dense = BACKENDS["dense"].attend
+    before = attend_dense(query, key, value, pack, None)
+    others = cu_seqlens_of((12, 8))
+    if replaced == "in the pack":
+        pack.cu_seqlens_q = others
+    else:
+        pack = dataclasses.replace(pack, cu_seqlens_q=others)
+    found = attend_dense(query, key, value, pack, None)
+    expected = packed_attention(query, key, value, others, 12, backend="dense")
+    assert torch.equal(found, expected) and not torch.equal(found, before)
+
+
+def test_a_mask_of_another_number_of_tokens_is_not_used() -> None:
+    query, key, value, _ = make_inputs(20, 4, 2, torch.float32)
+    pack = packed_sequences(cu_seqlens_of((5, 15)), (5, 15), 15)
+    BACKENDS["dense"].attend(query, key, value, pack, None)
+    with pytest.raises(DsmError, match="from 0 to 12, found 3 entries from 0 to 20"):
+        BACKENDS["dense"].attend(query[:12], key[:12], value[:12], pack, None)
+
+
+@pytest.mark.parametrize("name", ["mask", "block_mask"])
+def test_a_copy_of_a_pack_keeps_no_mask(name: str) -> None:
+    pack = packed_sequences(cu_seqlens_of((5, 15)), (5, 15), 15)
+    assert getattr(dataclasses.replace(pack), name) is not getattr(pack, name)
 
 
 def _refused(

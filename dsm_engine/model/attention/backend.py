@@ -2,9 +2,9 @@
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,14 +28,38 @@ class AttentionCase:
     """Whether gradients are wanted."""
 
 
+Mask = TypeVar("Mask", Tensor, BlockMask)
+
+
+@dataclass(slots=True)
+class KeptMask(Generic[Mask]):
+    """A mask beside what it was made from: made by the first layer of a pack, found by the others.
+
+    Another cu_seqlens is noticed, other numbers written into the same tensor are not: that would
+    take a comparison on the device.
+    """
+
+    _mask: Mask | None = field(default=None, init=False)
+    _cu_seqlens: Tensor | None = field(default=None, init=False)
+    _num_tokens: int = field(default=0, init=False)
+
+    def get(self, make: Callable[[Tensor, int], Mask], cu_seqlens: Tensor, num_tokens: int) -> Mask:
+        if self._cu_seqlens is not cu_seqlens or self._num_tokens != num_tokens:
+            self._mask = None
+        if self._mask is None:
+            self._mask = make(cu_seqlens, num_tokens)
+            self._cu_seqlens, self._num_tokens = cu_seqlens, num_tokens
+        return self._mask
+
+
 class Pack(Protocol):
     """The part of `packs.PackedSequences` that backends use."""
 
     cu_seqlens_q: Tensor
     max_seqlen_q: int
     lengths: tuple[int, ...]
-    mask: Tensor | None
-    block_mask: BlockMask | None
+    mask: KeptMask[Tensor]
+    block_mask: KeptMask[BlockMask]
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Pack, float | None], Tensor]
@@ -75,9 +99,27 @@ def import_error(module: str, function: str, install: str) -> str | None:
 
 def missing_operators(case: AttentionCase) -> str | None:
     """Why the engine's own operators, which make the masks, do not run on the device."""
-    if case.device.type == "cuda" and cuda_core is None:
+    if case.device.type != "cuda":
+        return None
+    if cuda_core is None:
         return "needs the CUDA operators: install dsm_engine where there is nvcc"
-    return None
+    reason = operators_status(case.device)
+    return None if reason is None else f"needs the CUDA operators, which do not run here: {reason}"
+
+
+def operators_status(device: torch.device) -> str | None:
+    """Why the CUDA operators, which are built, do not run on a CUDA device; None where they do.
+
+    Their CUDA runtime and architectures are those of the nvcc that built them, not torch's.
+    """
+    assert cuda_core is not None
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return _status_of(cuda_core.runtime_status, index)
+
+
+@cache
+def _status_of(runtime_status: Callable[[int], str | None], device_index: int) -> str | None:
+    return runtime_status(device_index)
 
 
 def half_precision_on_cuda(case: AttentionCase, *, capability: tuple[int, int]) -> str | None:

@@ -17,13 +17,11 @@ def _why_not(case: AttentionCase) -> str | None:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
-    if pack.mask is None:
-        pack.mask = dense_mask(pack.cu_seqlens_q, query.size(0))
     output = F.scaled_dot_product_attention(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],
         value.transpose(0, 1)[None],
-        attn_mask=pack.mask,
+        attn_mask=pack.mask.get(dense_mask, pack.cu_seqlens_q, query.size(0)),
         scale=scale,
         enable_gqa=query.size(1) != key.size(1),
     )

@@ -38,13 +38,11 @@ def _why_not(case: AttentionCase) -> str | None:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
-    if pack.block_mask is None:
-        pack.block_mask = block_mask(pack.cu_seqlens_q, query.size(0))
     output = _compiled()(
         query.transpose(0, 1)[None],
         key.transpose(0, 1)[None],
         value.transpose(0, 1)[None],
-        block_mask=pack.block_mask,
+        block_mask=pack.block_mask.get(block_mask, pack.cu_seqlens_q, query.size(0)),
         scale=scale,
         enable_gqa=query.size(1) != key.size(1),
     )

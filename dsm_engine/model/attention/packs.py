@@ -1,25 +1,31 @@
 """Where the documents of a pack lie, as Megatron passes it from layer to layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
+
+from dsm_engine.model.attention.backend import KeptMask
 
 
 @dataclass(kw_only=True)
 class PackedSequences(PackedSeqParams):
     """Megatron's parameters of a pack, with what the backends need beside them.
 
-    What a backend makes of a pack is kept here: the first layer makes it, the others find it.
+    The masks that a backend makes are kept here, and made anew for another cu_seqlens_q. `lengths`
+    are the caller's: who replaces cu_seqlens_q replaces them too.
     """
 
     lengths: tuple[int, ...] = ()
-    """Of the documents, on the host: they spare a device synchronisation per layer."""
-    mask: Tensor | None = None
-    """Bool [1, 1, T, T], once `dense` has been asked."""
-    block_mask: BlockMask | None = None
-    """Once `flex` has been asked."""
+    """Of the documents, on the host, for the backend that reads them there (`split`). Megatron's
+    unfused RoPE reads cu_seqlens on the host in every layer all the same."""
+    mask: KeptMask[Tensor] = field(default_factory=KeptMask, init=False, repr=False, compare=False)
+    """Bool [1, 1, T, T], of `dense`."""
+    block_mask: KeptMask[BlockMask] = field(
+        default_factory=KeptMask, init=False, repr=False, compare=False
+    )
+    """Of `flex`."""
 
 
 def packed_sequences(

@@ -1,5 +1,6 @@
 """Transformer Engine's attention over packs (`thd`): cuDNN's fused kernels on Hopper."""
 
+import os
 from functools import cache
 from typing import Any
 
@@ -16,29 +17,50 @@ from dsm_engine.model.attention.backend import (
 
 # Where cuDNN cannot serve, Transformer Engine goes on with other kernels without a word, in the end
 # with plain torch on documents padded to the length of the pack. So what TE 2.11's
-# get_attention_backend wants of cuDNN is asked here.
+# get_attention_backend and nvte_get_fused_attn_backend want of cuDNN is asked here.
 _HOPPER = (9, 0)
 _WITHOUT_THD = (12, 0)
 _BLACKWELL = 10
-_CUDNN = 90_600  # 9.6, the first with thd for fewer key heads than query heads
+_CUDNN = 90_600  # the first with thd for fewer key heads than query heads
+_CUDNN_ON_BLACKWELL = 90_700
+_CUDNN_OF_LARGE_HEADS_ON_BLACKWELL = 90_900
+_SMALL_HEAD = 128
+ENVIRONMENT = {"NVTE_FLASH_ATTN": "0", "NVTE_FUSED_ATTN": "1", "NVTE_UNFUSED_ATTN": "0"}
+"""By which Transformer Engine takes cuDNN or raises."""
 
 
 def _why_not(case: AttentionCase) -> str | None:
     reason = half_precision_on_cuda(case, capability=_HOPPER)
     if reason is not None:
         return reason
+    if os.environ.get("NVTE_FUSED_ATTN") == "0":
+        return "NVTE_FUSED_ATTN=0 is set: it forbids cuDNN"
     capability = torch.cuda.get_device_capability(case.device)
     if capability == _WITHOUT_THD:
         return "has no cuDNN kernels over packs for compute capability 12.0"
     deterministic = torch.are_deterministic_algorithms_enabled()
     if case.training and deterministic and capability[0] >= _BLACKWELL:
         return "has no deterministic backward from compute capability 10.0 on"
-    version = torch.backends.cudnn.version() or 0
-    if version < _CUDNN:
-        return f"needs cuDNN 9.6, found {version // 10_000}.{version // 100 % 100}"
+    if case.training and case.head_dim > _SMALL_HEAD and capability != _HOPPER:
+        return f"trains head sizes above {_SMALL_HEAD} on compute capability 9.0 alone"
+    version, needed = torch.backends.cudnn.version() or 0, _needed_cudnn(case, capability)
+    if version < needed:
+        return f"needs cuDNN {_version_name(needed)}, found {_version_name(version)}"
     return import_error(
         "transformer_engine.pytorch", "DotProductAttention", "pip install 'dsm-engine[gpu]'"
     )
+
+
+def _needed_cudnn(case: AttentionCase, capability: tuple[int, int]) -> int:
+    if capability[0] < _BLACKWELL:
+        return _CUDNN
+    if case.head_dim > _SMALL_HEAD:
+        return _CUDNN_OF_LARGE_HEADS_ON_BLACKWELL
+    return _CUDNN_ON_BLACKWELL
+
+
+def _version_name(version: int) -> str:
+    return f"{version // 10_000}.{version // 100 % 100}"
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
@@ -73,6 +95,7 @@ def _module(
         DotProductAttention,
     )
 
+    os.environ.update(ENVIRONMENT)  # read at each call, for as long as the process lives
     return DotProductAttention(
         num_heads,
         head_dim,
