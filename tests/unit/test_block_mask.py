@@ -1,5 +1,7 @@
 """Block masks in closed form: equal to torch's create_block_mask, and used by its attention."""
 
+import importlib
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -229,9 +231,10 @@ def test_a_window_larger_than_any_pack_is_none() -> None:
 
 
 def test_without_the_cuda_kernels_a_cuda_tensor_is_a_clean_error(monkeypatch) -> None:
-    for op in (
-        "block_mask", "context_parallel_split", "dense_mask", "packed_metadata", "segment_loss",
-    ):  # fmt: skip
+    modules = ("block_mask", "context_parallel", "dense_mask", "packed_metadata", "segment_loss")
+    for name in modules:
+        importlib.import_module(f"dsm_engine.ops.{name}")
+        op = "context_parallel_split" if name == "context_parallel" else name
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"dsm::{op}", "CUDA")
     monkeypatch.setattr("dsm_engine.ops.library.cuda_core", None)
     with pytest.raises(DsmError, match=r"dsm::block_mask: .* without nvcc .* make install where"):
