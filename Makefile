@@ -110,7 +110,8 @@ bench-data: $(BENCH_STAMP)
 bench-preprocess: $(BENCH_STAMP)
 	$(BIN)/python benchmarks/bench_preprocess.py --output benchmarks/results/bench-preprocess.json
 
-# The operators and the CPU attention beside torch; a minute, and 8 GB for create_block_mask.
+# The operators and the CPU attention beside torch; about a minute; create_block_mask needs
+# several times tokens squared of memory.
 bench-ops: $(STAMP)
 	$(BIN)/python benchmarks/bench_ops.py --output benchmarks/results/bench-ops.json
 
