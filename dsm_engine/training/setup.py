@@ -71,6 +71,6 @@ def fill_weights(
 ) -> None:
     """The weights the recipe starts from: those of `initialize_from`, or fresh ones."""
     if recipe.initialize_from is not None:
-        load_hf_weights(gpt, model, context, recipe.initialize_from)
+        load_hf_weights([gpt], model, context, recipe.initialize_from)
     else:
         initialize_weights(gpt, model, context, seed=recipe.seed)
