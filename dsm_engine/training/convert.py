@@ -124,7 +124,7 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
             step=0, model=model, precision=precision, stream={}, optimizer=None
         )
         _save_without_copies(gpt)
-        save_checkpoint(aside, description, gpt, None, context, keep=1)
+        save_checkpoint(aside, description, [gpt], None, context, keep=1)
         load_tokenizer(folder).save(aside / TOKENIZER_FOLDER)
         keep_generation_config(folder, aside)
     return Conversion(

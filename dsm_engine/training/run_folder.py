@@ -60,10 +60,10 @@ def write_run_folder(
     *,
     attention: str,
 ) -> None:
-    """Writes recipe.yaml, environment.json, data.json, tokenizer/, and the generation_config.json of
-    the weights the run starts from; rank 0 only.
+    """Writes recipe.yaml, environment.json, data.json and tokenizer/; rank 0 only.
 
-    `attention` is the backend that was chosen.
+    And the generation_config.json of the weights the run starts from. `attention` is the backend
+    that was chosen.
     """
     run = recipe.run
     _write_recipe(run / "recipe.yaml", dump_yaml(recipe).encode())

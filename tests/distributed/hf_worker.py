@@ -1,8 +1,9 @@
 """Reads a Hugging Face folder under one layout after the other and writes it again, in one job.
 
   torchrun --nproc-per-node N hf_worker.py JOBS.json
-JOBS.json is a list of {"parallel": {...}, "source": FOLDER, "output": FOLDER}. In OUTPUT.json each
-rank leaves how many numbers it read and how many it holds, or the error it got.
+JOBS.json is a list of {"parallel": {...}, "source": FOLDER, "output": FOLDER}. OUTPUT_run gets a
+checkpoint of step 0. In OUTPUT.json each rank leaves how many numbers it read and how many it
+holds, or the error it got.
 """
 
 import json
@@ -35,6 +36,7 @@ def read_and_write(job: dict[str, Any]) -> dict[str, Any]:
     from dsm_engine.model.safetensors_files import SafetensorsFolder
     from dsm_engine.parallel.config import ParallelConfig
     from dsm_engine.parallel.context import parallel_context
+    from dsm_engine.training.checkpoint import CheckpointDescription, save_checkpoint
 
     num_read = 0
     take = SafetensorsFolder.take
@@ -61,6 +63,11 @@ def read_and_write(job: dict[str, Any]) -> dict[str, Any]:
                 eos_id=2,
                 shard_bytes=100_000,
             )
+            description = CheckpointDescription(
+                step=0, model=model, precision="fp32", stream={}, optimizer=None
+            )
+            run = Path(job["output"] + "_run")
+            save_checkpoint(run, description, chunks, None, context, keep=1)
     except DsmError as error:
         return {"error": str(error)}
     finally:
@@ -69,5 +76,5 @@ def read_and_write(job: dict[str, Any]) -> dict[str, Any]:
     return {"num_read": num_read, "num_held": held}
 
 
-if __name__ == "__main__":
+if __name__ == "__main__":  # Megatron's checkpoint writer imports this module again
     main()

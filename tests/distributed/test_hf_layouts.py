@@ -15,6 +15,8 @@ from dsm_engine.files import read_json
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.hf_names import parameter_shapes
 from dsm_engine.model.hf_weights import write_hf_folder
+from dsm_engine.training.convert import convert
+from tests.chat_tokenizers import write_tokenizer
 
 pytestmark = pytest.mark.multi
 
@@ -77,6 +79,17 @@ def test_the_folder_comes_back_bit_for_bit(written: Path, layout: str) -> None:
     assert sorted(path.name for path in (written / layout).iterdir()) == names
     for name in names:
         assert (written / layout / name).read_bytes() == (source / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_of_any_layout_becomes_the_same_folder(written: Path, layout: str) -> None:
+    source, run = written / _source(layout.endswith("_tied")), written / f"{layout}_run"
+    (run / "tokenizer").mkdir()
+    write_tokenizer(run / "tokenizer", "byte_level")
+    convert(run, written / f"{layout}_exported", shard_bytes=100_000)
+    for path in source.glob("model*"):
+        found = (written / f"{layout}_exported" / path.name).read_bytes()
+        assert found == path.read_bytes(), path.name
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -43,7 +43,7 @@ def _model(
         one_rank,
         attention=attention,
     )
-    initialize_weights(gpt, config, one_rank, seed=seed)
+    initialize_weights([gpt], config, one_rank, seed=seed)
     return config, gpt
 
 
@@ -208,7 +208,11 @@ def test_architectures_that_would_be_computed_wrongly_are_refused(
     good = read_json(tmp_path / "config.json")
     for change, message in (
         ({"attention_bias": True}, "attention_bias"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "RoPE scaling"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "RoPE scaling of type 'yarn'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "RoPE scaling: .*original_max_position_embeddings",
+        ),
         ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "not a Llama"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ):
