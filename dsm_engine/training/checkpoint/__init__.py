@@ -16,7 +16,7 @@ from dsm_engine.training.checkpoint.description import (
     latest_checkpoint,
 )
 from dsm_engine.training.checkpoint.moments import optimizer_kind
-from dsm_engine.training.checkpoint.reading import load_checkpoint
+from dsm_engine.training.checkpoint.reading import load_checkpoint, verified_records
 from dsm_engine.training.checkpoint.under_way import SaveOutcome
 from dsm_engine.training.checkpoint.writing import CheckpointWriter, save_checkpoint
 
@@ -30,4 +30,5 @@ __all__ = [
     "load_checkpoint",
     "optimizer_kind",
     "save_checkpoint",
+    "verified_records",
 ]
