@@ -159,16 +159,17 @@ def _context_traffic(
     width = 2 * model.num_query_groups // sizes.tp * model.head_dim
     payload = batch.pack_tokens * width * batch.element
     gathers = num_layers * (2 if parallel.recompute == "full" else 1)
-    return [
-        Traffic(
+
+    def over_cp(kind: Kind, calls: int) -> Traffic:
+        return Traffic(
             kind=kind,
             payload=calls * payload,
             calls=calls,
             group_size=sizes.cp,
             group_stride=sizes.tp,
         )
-        for kind, calls in (("cp_all_gather", gathers), ("cp_reduce_scatter", num_layers))
-    ]
+
+    return [over_cp("cp_all_gather", gathers), over_cp("cp_reduce_scatter", num_layers)]
 
 
 def step_traffic(

@@ -88,72 +88,83 @@ def stage_chunks(
     """The chunks that each rank of pipeline stage `stage` holds. The layout must fit the model."""
     pp = parallel.pipeline_model_parallel_size
     vp = parallel.virtual_pipeline_model_parallel_size
+    tp = parallel.tensor_model_parallel_size
+    heads, groups = model.num_attention_heads, model.num_query_groups
     return tuple(
         _chunk(
-            model,
-            tp=parallel.tensor_model_parallel_size,
-            num_layers=model.num_layers // (pp * vp),
-            is_first=stage == 0 and chunk == 0,
-            is_last=stage == pp - 1 and chunk == vp - 1,
-            is_whole=pp == 1,
-            is_cut=parallel.overlap_grad_reduce and stage == 0 and chunk == 0,
-            dp_cp_size=dp_cp_size,
-            is_sharded=parallel.use_distributed_optimizer,
+            _ChunkShape(
+                num_layers=model.num_layers // (pp * vp),
+                hidden=model.hidden_size,
+                query=heads * model.head_dim // tp,
+                query_key_value=(heads + 2 * groups) * model.head_dim // tp,
+                ffn=model.ffn_hidden_size // tp,
+                vocabulary=model.vocab_size // tp,
+                is_first=stage == 0 and chunk == 0,
+                is_last=stage == pp - 1 and chunk == vp - 1,
+                is_tied=model.tie_word_embeddings,
+                is_pipeline=pp > 1,
+                is_cut=parallel.overlap_grad_reduce and stage == 0 and chunk == 0,
+                num_shards=dp_cp_size if parallel.use_distributed_optimizer else None,
+                dp_cp_size=dp_cp_size,
+            )
         )
         for chunk in range(vp)
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ChunkShape:
+    """What a chunk's parameters and buffer depend on; sizes are a tensor-parallel rank's."""
+
+    num_layers: int
+    hidden: int
+    query: int
+    query_key_value: int
+    ffn: int
+    vocabulary: int
+    is_first: bool
+    is_last: bool
+    is_tied: bool
+    is_pipeline: bool
+    is_cut: bool
+    """Whether the buffer is cut into buckets: the first chunk's under overlap_grad_reduce."""
+    num_shards: int | None
+    """None without distributed optimizer."""
+    dp_cp_size: int
+
+
 @lru_cache(maxsize=1024)  # a sweep asks for the same chunks again and again
-def _chunk(
-    model: ModelConfig,
-    *,
-    tp: int,
-    num_layers: int,
-    is_first: bool,
-    is_last: bool,
-    is_whole: bool,
-    is_cut: bool,
-    dp_cp_size: int,
-    is_sharded: bool,
-) -> ChunkParameters:
-    parameters = _chunk_parameters(
-        model, tp=tp, num_layers=num_layers, is_first=is_first, is_last=is_last, is_whole=is_whole
-    )
+def _chunk(shape: _ChunkShape) -> ChunkParameters:
+    parameters = _chunk_parameters(shape)
     buckets = _buckets(
         parameters,
-        bucket_numel=max(40_000_000, 1_000_000 * dp_cp_size) if is_cut else None,
-        num_shards=dp_cp_size if is_sharded else None,
+        bucket_numel=max(40_000_000, 1_000_000 * shape.dp_cp_size) if shape.is_cut else None,
+        num_shards=shape.num_shards,
     )
     return ChunkParameters(parameters=tuple(parameters), buckets=tuple(buckets))
 
 
-def _chunk_parameters(
-    model: ModelConfig, *, tp: int, num_layers: int, is_first: bool, is_last: bool, is_whole: bool
-) -> list[Parameter]:
-    hidden, ffn, width = model.hidden_size, model.ffn_hidden_size, model.head_dim
-    heads, groups = model.num_attention_heads, model.num_query_groups
-    tied = model.tie_word_embeddings
-    vocabulary = model.vocab_size // tp * hidden
+def _chunk_parameters(shape: _ChunkShape) -> list[Parameter]:
+    hidden = shape.hidden
+    is_shared = shape.is_tied and shape.is_pipeline
     norm = Parameter(component="norms", numel=hidden)
     layer = [
         norm,
-        Parameter(component="attention", numel=heads * width // tp * hidden),
-        Parameter(component="attention", numel=(heads + 2 * groups) * width // tp * hidden),
+        Parameter(component="attention", numel=shape.query * hidden),
+        Parameter(component="attention", numel=shape.query_key_value * hidden),
         norm,
-        Parameter(component="mlp", numel=2 * ffn // tp * hidden),
-        Parameter(component="mlp", numel=ffn // tp * hidden),
+        Parameter(component="mlp", numel=2 * shape.ffn * hidden),
+        Parameter(component="mlp", numel=shape.ffn * hidden),
     ]
-    parameters = layer * num_layers
-    if is_first:
-        embedding = Parameter(
-            component="embedding", numel=vocabulary, is_shared=tied and not is_whole
-        )
+    parameters = layer * shape.num_layers
+    vocabulary = shape.vocabulary * hidden
+    if shape.is_first:
+        embedding = Parameter(component="embedding", numel=vocabulary, is_shared=is_shared)
         parameters = [embedding, *parameters]
-    if is_last:
+    if shape.is_last:
         parameters = [*parameters, norm]
-        if not (tied and is_whole):
-            parameters.append(Parameter(component="head", numel=vocabulary, is_shared=tied))
+        if not shape.is_tied or shape.is_pipeline:
+            parameters.append(Parameter(component="head", numel=vocabulary, is_shared=is_shared))
     return parameters
 
 

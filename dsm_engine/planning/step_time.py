@@ -9,6 +9,7 @@ from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.planning.activations import micro_batch
 from dsm_engine.planning.cluster import Cluster
 from dsm_engine.planning.communication import (
+    Kind,
     LayoutSizes,
     Traffic,
     micro_batch_traffic,
@@ -245,7 +246,7 @@ def _once_a_step(
     it, parameters behind its forward pass.
     """
     slowest_exchange, slowest_step = 0.0, 0.0
-    hidden_by_kind = {
+    hidden_by_kind: dict[Kind, float] = {
         "dp_reduce_scatter": parallel.overlap_grad_reduce * one_pass * 2 / 3,
         "dp_all_reduce": parallel.overlap_grad_reduce * one_pass * 2 / 3,
         "dp_all_gather": parallel.overlap_param_gather * one_pass / 3,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from dsm_engine.parallel.config import ParallelConfig, Recompute
 from dsm_engine.planning.cluster import Cluster
@@ -22,6 +23,23 @@ class Sweep:
     num_fitting: int
     smallest: LayoutPlan | None
     """The layout whose worst rank needs least memory; None where no layout is valid."""
+
+    def to_dict(self, top: int) -> dict[str, Any]:
+        """The first `top` layouts as JSON has them; bytes and seconds."""
+        return {
+            "num_valid": self.num_valid,
+            "num_fitting": self.num_fitting,
+            "layouts": [
+                {
+                    "parallel": layout.parallel.model_dump(mode="json"),
+                    "dp": layout.sizes.dp,
+                    "micro_batches": layout.num_micro_batches,
+                    "step_time": layout.time.total,
+                    "memory": layout.worst.total,
+                }
+                for layout in self.ranked[:top]
+            ],
+        }
 
 
 def sweep(job: Job, cluster: Cluster) -> Sweep:

@@ -1,4 +1,4 @@
-"""What a step trains on: from the dataset's packs, or from stated assumptions where it is absent."""
+"""What a step trains on: from the dataset's packs, or from assumptions where it is absent."""
 
 import math
 from dataclasses import dataclass
