@@ -35,21 +35,22 @@ def _run(words: list[str], fault: str | None) -> dict[str, Any]:
     from dsm_engine.training import isolation
     from tests.isolation_faults import FAULTS
 
-    build = isolation.build_gpt
+    build = isolation.build_chunks
 
     def build_with_fault(*arguments: Any, **keywords: Any) -> Any:
-        gpt = build(*arguments, **keywords)
+        chunks = build(*arguments, **keywords)
         if fault is not None:
-            FAULTS[fault](gpt)
-        return gpt
+            for chunk in chunks:
+                FAULTS[fault](chunk)
+        return chunks
 
-    isolation.build_gpt = build_with_fault
+    isolation.build_chunks = build_with_fault
     printed, errors = io.StringIO(), io.StringIO()
     try:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(errors):
             code = cli.main(words)
     finally:
-        isolation.build_gpt = build
+        isolation.build_chunks = build
     return {"code": code, "out": printed.getvalue(), "err": errors.getvalue()}
 
 

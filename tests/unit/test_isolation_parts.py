@@ -178,9 +178,13 @@ def test_a_number_that_became_nan_has_moved_whatever_the_bound() -> None:
         assert math.isnan(comparison.movements[0].largest)
 
 
+def _numbers(values: Tensor, first_token: int) -> TokenNumbers:
+    return TokenNumbers(values=values, slots=torch.arange(first_token, first_token + len(values)))
+
+
 def _gradients(values: Tensor, first_token: int) -> PassNumbers:
     return PassNumbers(
-        tokens={INPUT_GRADIENTS: TokenNumbers(values=values, first_token=first_token)}
+        tokens={INPUT_GRADIENTS: _numbers(values, first_token)}
     )
 
 
@@ -204,10 +208,14 @@ def test_relative_differences_of_zeros_and_nans_are_told_apart() -> None:
 
 
 def test_a_rank_gives_the_tokens_that_it_has() -> None:
-    second_half = TokenNumbers(values=torch.arange(4, 8), first_token=4)
+    second_half = _numbers(torch.arange(4, 8), 4)
     assert second_half.of(0, 4).tolist() == []
     assert second_half.of(2, 6).tolist() == [4, 5]
     assert second_half.of(6, 8).tolist() == [6, 7]
+    first_of_two = TokenNumbers(values=torch.arange(6), slots=torch.tensor([0, 3, 4, 5, 10, 11]))
+    assert first_of_two.of(0, 4).tolist() == [0, 1]
+    assert first_of_two.of(4, 12).tolist() == [2, 3, 4, 5]
+    assert first_of_two.has(3) and not first_of_two.has(2)
 
 
 @pytest.mark.parametrize("workspace", [None, ":16:8"])

@@ -10,10 +10,10 @@ from torch import Tensor
 from dsm_engine.model.config import Precision
 from dsm_engine.training.isolation.numbers import (
     INPUT_GRADIENTS,
-    KEYS,
     KINDS,
     PARAMETER_GRADIENTS,
     PassNumbers,
+    TokenNumbers,
 )
 from dsm_engine.training.isolation.packs import PackDocument
 
@@ -111,7 +111,7 @@ class Comparison:
                 )
                 if document is not changed:
                     self.compare(old, new, kind, changed.name, document.name, allowed)
-                elif self._must_move(kind, document, old) and not _differs(old, new, 0.0).any():
+                elif self._must_move(kind, document, numbers) and not _differs(old, new, 0.0).any():
                     self.unreached.append(f"the {kind} of {document.name}")
 
     def compare_parameters(
@@ -128,12 +128,12 @@ class Comparison:
         return self.bound * float(tensor.abs().max()) if self.bound else 0.0
 
     @staticmethod
-    def _must_move(kind: str, document: PackDocument, numbers: Tensor) -> bool:
+    def _must_move(kind: str, document: PackDocument, numbers: TokenNumbers) -> bool:
         if kind == INPUT_GRADIENTS:
-            # Those behind the last label are 0: under SP a rank may have no others.
-            is_whole = len(numbers) == document.end - document.start
-            return is_whole and document.is_supervised
-        return numbers.numel() > 0
+            # Those behind the last label are 0: a rank with a part of the tokens (SP, CP) may have
+            # no others, but every loss of a document depends on its first token.
+            return document.is_supervised and numbers.has(document.start)
+        return len(numbers.of(document.start, document.end)) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,17 +163,17 @@ def furthest(differences: Mapping[str, float], bound: float, rank: int) -> Agree
 
 
 def rounding_bound(precision: Precision, kind: str, num_layers: int) -> float:
-    """Largest relative L2 difference of a tensor that passes for rounding.
+    """Largest relative L2 difference of a tensor that passes for rounding, `num_layers` being those
+    its numbers went through.
 
     Packed and unpacked differ in how attention batches documents and in the order of sums. Every
     layer contributes relative errors of some unit roundoffs, independent of the other layers', so
     that their sum grows with the square root of the layers. The factors leave room for what
     normalisation and softmax amplify; gradients go through the layers twice and are sums over all
-    tokens, and the rotated keys are those of the first layer.
+    tokens.
     """
     factors = _ROUNDINGS_OF_GRADIENTS if kind == PARAMETER_GRADIENTS else _ROUNDINGS
-    layers = 1 if kind == KEYS else num_layers
-    return factors[precision] * _UNIT_ROUNDOFF[precision] * math.sqrt(layers)
+    return factors[precision] * _UNIT_ROUNDOFF[precision] * math.sqrt(num_layers)
 
 
 def relative_difference(
