@@ -175,7 +175,10 @@ def test_weights_that_the_run_starts_from_are_used(
     [
         (["--packs", 0], "--packs 0: at least 1 is needed"),
         (["--documents", -1], "--documents -1: at least 1 is needed"),
-        (["parallel.tensor_model_parallel_size=2"], "does not divide the world of 1 process"),
+        (
+            ["parallel.tensor_model_parallel_size=2"],
+            "world size 1 is not divisible by TP x PP x CP 2",
+        ),
         (["parallel.sequence_parallel=true"], "needs tensor_model_parallel_size > 1"),
         (["data.trian=x"], "unknown key 'data.trian' (did you mean 'train'?)"),
         (["data.train=nothing"], "nothing.manifest.json"),
@@ -207,10 +210,10 @@ def test_a_recipe_without_data_says_so(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "give one PREFIX, or --isolation RECIPE (found 0 words)"),
+        ([], "give one PREFIX, or --isolation or --gradients RECIPE (found 0 words)"),
         (["a", "b"], "(found 2 words)"),
         ([Path(__file__).parents[2] / "configs" / "evaluate.yaml"], "is a recipe, no dataset"),
-        (["a", "--packs", 0], "--packs goes with --isolation RECIPE"),
+        (["a", "--packs", 0], "--packs goes with --isolation or --gradients RECIPE"),
         (["a", "--forward-only"], "--forward-only goes with --isolation RECIPE"),
     ],
 )

@@ -65,7 +65,7 @@ class Comparison:
         for name, gradient in first.parameters.items():
             pairs[f"{PARAMETER_GRADIENTS} of {name}"] = (gradient, second.parameters[name])
         for name, (one, other) in pairs.items():
-            if _differs(one, other, self._allowed(one)).any():
+            if values_differ(one, other, self._allowed(one)).any():
                 self.unrepeated.append(name)
 
     def compare(
@@ -79,7 +79,7 @@ class Comparison:
     ) -> None:
         """Counts the values, and notes a movement where some differ by more than is allowed."""
         self.num_compared[kind] += before.numel()
-        differs = _differs(before, after, allowed)
+        differs = values_differ(before, after, allowed)
         num_moved = int(differs.sum())
         if num_moved:
             difference = (before[differs].double() - after[differs].double()).abs()
@@ -111,7 +111,10 @@ class Comparison:
                 )
                 if document is not changed:
                     self.compare(old, new, kind, changed.name, document.name, allowed)
-                elif self._must_move(kind, document, numbers) and not _differs(old, new, 0.0).any():
+                elif (
+                    self._must_move(kind, document, numbers)
+                    and not values_differ(old, new, 0.0).any()
+                ):
                     self.unreached.append(f"the {kind} of {document.name}")
 
     def compare_parameters(
@@ -188,7 +191,8 @@ def relative_difference(
     return difference / norm if norm else math.inf
 
 
-def _differs(before: Tensor, after: Tensor, allowed: float) -> Tensor:
+def values_differ(before: Tensor, after: Tensor, allowed: float = 0.0) -> Tensor:
+    """Bool, of the same shape: where the bits differ, or values by more than is allowed."""
     if allowed == 0.0:
         integer = _INTEGERS[before.element_size()]
         return before.contiguous().view(integer) != after.contiguous().view(integer)
