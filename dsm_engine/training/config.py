@@ -100,6 +100,15 @@ class OptimizationConfig(Section):
         return self
 
 
+class WandbConfig(Section):
+    """Weights & Biases, which is a package to install beside this one."""
+
+    project: str
+    name: str = ""
+    """Of the run; default: the name of its folder."""
+    mode: Literal["online", "offline", "disabled"] = "online"
+
+
 class LoggingConfig(Section):
     """What is written while training, and how often (steps)."""
 
@@ -111,6 +120,29 @@ class LoggingConfig(Section):
     """Newest checkpoints kept; step 0 of `save_initial` is kept besides."""
     validate_every: int = Field(default=100, gt=0)
     tensorboard: bool = True
+    wandb: WandbConfig | None = None
+    slices: bool = True
+    """Losses by source, language, format and topic of the documents, and by their combinations."""
+    max_slices: int = Field(default=100, gt=0)
+    """An attribute that has more values is left out of them, and so are more combinations."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Operations a second of one device, for MFU; default: what the table of model/flops.py says
+    of it, if anything."""
+
+
+class EvaluationConfig(Section):
+    """The benchmarks that the model being trained answers in between, on rank 0."""
+
+    recipe: Path
+    """Of `dsm evaluate`; its `model` and `output` are replaced."""
+    every: int = Field(gt=0)
+    """Steps; and after the last."""
+    max_problems: int | None = Field(default=None, gt=0)
+    """Only so many of each benchmark."""
+    keep_weights: bool = False
+    """Keep the Hugging Face folder that was evaluated, RUN/evaluation/step_N/model."""
+    timeout_s: int = Field(default=7200, gt=0)
+    """The other ranks wait no longer, and end the job."""
 
 
 class TrainRecipe(Section):
@@ -128,6 +160,7 @@ class TrainRecipe(Section):
     parallel: ParallelConfig = ParallelConfig()
     training: OptimizationConfig
     logging: LoggingConfig = LoggingConfig()
+    evaluation: EvaluationConfig | None = None
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:
