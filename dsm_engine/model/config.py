@@ -5,7 +5,30 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from dsm_engine.errors import DsmError
-from dsm_engine.recipes import Section
+from dsm_engine.recipes import Section, validate_recipe
+
+
+class RopeScaling(Section):
+    """How positions are squeezed for contexts longer than the model was first made for."""
+
+    type: Literal["linear", "llama3"]
+    factor: float = Field(gt=0)
+    """How many times longer contexts become."""
+    low_freq_factor: float = Field(default=1.0, gt=0)
+    """llama3: frequencies of fewer turns than this over the original context are divided."""
+    high_freq_factor: float = Field(default=4.0, gt=0)
+    """llama3: frequencies of more turns than this are kept."""
+    original_max_position_embeddings: int | None = Field(default=None, gt=0)
+    """llama3: the original context (tokens)."""
+
+    @model_validator(mode="after")
+    def _llama3_is_whole(self) -> Self:
+        if self.type == "llama3":
+            if self.original_max_position_embeddings is None:
+                raise ValueError("type llama3 needs original_max_position_embeddings")
+            if self.high_freq_factor <= self.low_freq_factor:
+                raise ValueError("high_freq_factor is above low_freq_factor")
+        return self
 
 
 class ModelConfig(Section):
@@ -27,6 +50,8 @@ class ModelConfig(Section):
     """Longest document the model is meant for (tokens)."""
     rotary_base: float = 10000.0
     """RoPE base period."""
+    rope_scaling: RopeScaling | None = None
+    """For contexts longer than the model was first made for; default: none."""
     layernorm_epsilon: float = 1e-5
     """RMSNorm epsilon; DeepSeekMath has 1e-6."""
     tie_word_embeddings: bool = False
@@ -102,8 +127,6 @@ def from_hf_config(config: dict[str, Any], where: str) -> ModelConfig:
         if key in config and config[key] not in allowed:
             raise DsmError(f"{where}: {key} = {config[key]!r} is not supported (only {allowed[0]})")
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        raise DsmError(f"{where}: RoPE scaling {rope} is not supported yet")
     try:
         heads = config["num_attention_heads"]
         head_dim = config.get("head_dim") or config["hidden_size"] // heads
@@ -118,12 +141,37 @@ def from_hf_config(config: dict[str, Any], where: str) -> ModelConfig:
             vocab_size=config["vocab_size"],
             max_position_embeddings=config.get("max_position_embeddings", 4096),
             rotary_base=float(rope.get("rope_theta") or config.get("rope_theta") or 10000.0),
+            rope_scaling=_rope_scaling(rope, where),
             layernorm_epsilon=config.get("rms_norm_eps", 1e-6),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             init_method_std=config.get("initializer_range", 0.02),
         )
     except KeyError as error:
         raise DsmError(f"{where}: key {error.args[0]!r} is missing") from error
+
+
+_ROPE_KEYS = {
+    "linear": ("factor",),
+    "llama3": (
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    ),
+}
+
+
+def _rope_scaling(rope: dict[str, Any], where: str) -> RopeScaling | None:
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return None
+    if kind not in _ROPE_KEYS:
+        raise DsmError(
+            f"{where}: RoPE scaling of type {kind!r} is not supported (only "
+            f"{', '.join(_ROPE_KEYS)})"
+        )
+    values = {"type": kind, **{key: rope[key] for key in _ROPE_KEYS[kind] if key in rope}}
+    return validate_recipe(values, RopeScaling, f"{where}: RoPE scaling")
 
 
 def to_hf_config(
@@ -143,7 +191,7 @@ def to_hf_config(
         "max_position_embeddings": model.max_position_embeddings,
         "rms_norm_eps": model.layernorm_epsilon,
         "rope_theta": model.rotary_base,
-        "rope_scaling": None,
+        "rope_scaling": _hf_rope_scaling(model.rope_scaling),
         "hidden_act": "silu",
         "attention_bias": False,
         "mlp_bias": False,
@@ -156,3 +204,10 @@ def to_hf_config(
         "use_cache": True,
         "torch_dtype": dtype,
     }
+
+
+def _hf_rope_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    values = scaling.model_dump(include=set(_ROPE_KEYS[scaling.type]))
+    return {"rope_type": scaling.type, **values}

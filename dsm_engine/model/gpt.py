@@ -3,7 +3,7 @@
 import math
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -23,15 +23,51 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor
 
-from dsm_engine.model.attention.backend import AttentionCase
+from dsm_engine.model.attention.backend import AttentionCase, Backend
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.attention.transformer_engine import ENVIRONMENT, TRANSFORMER_ENGINE
 from dsm_engine.model.config import ModelConfig, Precision
+from dsm_engine.model.rope import scaled_inv_freq
 from dsm_engine.model.spec import portable_block_spec
-from dsm_engine.parallel.config import ParallelConfig
+from dsm_engine.parallel.config import ParallelConfig, Recompute
 from dsm_engine.parallel.context import ParallelContext
 
+_RECOMPUTE: dict[Recompute, dict[str, Any]] = {
+    "none": {},
+    "selective": {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    "full": {
+        "recompute_granularity": "full",
+        "recompute_method": "uniform",
+        "recompute_num_layers": 1,
+    },
+}
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def build_chunks(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    precision: Precision,
+    context: ParallelContext,
+    *,
+    attention: str = "auto",
+    training: bool = True,
+) -> list[GPTModel]:
+    """This rank's chunks of the model, VP of them, on its device, weights not yet meaningful.
+
+    Chunk i of pipeline rank p is the (i * PP + p)-th of the PP * VP equal parts of the layers. Each
+    has the tokens' share of tensor and context parallelism. `attention` names a backend; one that
+    has no backward serves where `training` is False. Raises DsmError where it cannot serve.
+    """
+    case = attention_case(model, precision, context, training=training)
+    backend = choose_backend(attention, case)
+    config = _transformer_config(model, parallel, precision, context)
+    if backend is TRANSFORMER_ENGINE:
+        config.attention_backend = AttnBackend.fused
+    return [
+        _build_chunk(model, config, backend, precision, context, chunk_idx)
+        for chunk_idx in range(context.vp_size)
+    ]
 
 
 def build_gpt(
@@ -43,17 +79,24 @@ def build_gpt(
     attention: str = "auto",
     training: bool = True,
 ) -> GPTModel:
-    """This rank's stage and shard of the model, on its device, weights not yet meaningful.
+    """`build_chunks` where a rank holds one chunk."""
+    assert context.vp_size == 1, "an interleaved pipeline has several chunks a rank"
+    (chunk,) = build_chunks(
+        model, parallel, precision, context, attention=attention, training=training
+    )
+    return chunk
 
-    `attention` names a backend; one that has no backward serves where `training` is False. Raises
-    DsmError where it cannot serve.
-    """
-    case = attention_case(model, precision, context, training=training)
-    backend = choose_backend(attention, case)
-    config = _transformer_config(model, parallel, precision, context)
-    if backend is TRANSFORMER_ENGINE:
-        config.attention_backend = AttnBackend.fused
-    num_layers = get_num_layers_to_build(config, vp_stage=None, pp_rank=context.pp_rank)
+
+def _build_chunk(
+    model: ModelConfig,
+    config: TransformerConfig,
+    backend: Backend,
+    precision: Precision,
+    context: ParallelContext,
+    chunk_idx: int,
+) -> GPTModel:
+    vp_stage = chunk_idx if context.vp_size > 1 else None
+    num_layers = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=context.pp_rank)
     rotary_base: Any = model.rotary_base  # annotated int, used as a number
     with context.megatron_scope(), _variables_of_transformer_engine_unset():
         gpt = GPTModel(
@@ -61,13 +104,18 @@ def build_gpt(
             portable_block_spec(num_layers, backend),
             vocab_size=model.vocab_size,
             max_sequence_length=model.max_position_embeddings,
-            pre_process=context.is_first_stage,
-            post_process=context.is_last_stage,
+            pre_process=context.is_first_stage and chunk_idx == 0,
+            post_process=context.is_last_stage and chunk_idx == context.vp_size - 1,
             share_embeddings_and_output_weights=model.tie_word_embeddings,
             position_embedding_type="rope",
             rotary_base=rotary_base,
+            vp_stage=vp_stage,
         )
     gpt = gpt.to(device=context.device, dtype=DTYPES[precision])
+    if model.rope_scaling is not None:
+        gpt.rotary_pos_emb.inv_freq = scaled_inv_freq(
+            model.rope_scaling, gpt.rotary_pos_emb.inv_freq
+        )
     _mark_sharded_parameters(gpt)
     return gpt
 
@@ -99,6 +147,7 @@ def attention_case(
         num_groups=model.num_query_groups // context.tp_size,
         head_dim=model.head_dim,
         training=training,
+        cp_size=context.cp_size,
     )
 
 
@@ -128,8 +177,10 @@ class NamedShard:
 
 
 def named_shards(gpt: GPTModel, context: ParallelContext) -> Iterator[NamedShard]:
-    """Every parameter this rank holds, under its name in the whole model."""
-    offset = get_transformer_layer_offset(gpt.config, vp_stage=None, pp_rank=context.pp_rank)
+    """Every parameter of this rank's chunk, under its name in the whole model."""
+    offset = get_transformer_layer_offset(
+        gpt.config, vp_stage=gpt.vp_stage, pp_rank=context.pp_rank
+    )
     for local_name, parameter in gpt.named_parameters():
         sharded = getattr(parameter, "tensor_model_parallel", False)
         partition_dim: int | None = getattr(parameter, "partition_dim", None) if sharded else None
@@ -147,7 +198,7 @@ def named_shards(gpt: GPTModel, context: ParallelContext) -> Iterator[NamedShard
 
 
 def initialize_weights(
-    gpt: GPTModel, model: ModelConfig, context: ParallelContext, *, seed: int
+    chunks: Sequence[GPTModel], model: ModelConfig, context: ParallelContext, *, seed: int
 ) -> None:
     """Fresh weights that depend on the seed and the parameter's name alone.
 
@@ -155,7 +206,7 @@ def initialize_weights(
     to the residual stream have it divided by sqrt(2 * num_layers) (GPT-2, section 2.3); norms 1.
     """
     residual_std = model.init_method_std / math.sqrt(2 * model.num_layers)
-    for shard in named_shards(gpt, context):
+    for shard in (shard for chunk in chunks for shard in named_shards(chunk, context)):
         with torch.no_grad():
             if len(shard.full_shape) == 1:
                 shard.parameter.fill_(1.0)
@@ -218,6 +269,8 @@ def _transformer_config(
         "attention_dropout": 0.0,
         "tensor_model_parallel_size": parallel.tensor_model_parallel_size,
         "pipeline_model_parallel_size": parallel.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": context.vp_size if context.vp_size > 1 else None,
+        "context_parallel_size": parallel.context_parallel_size,
         "sequence_parallel": parallel.sequence_parallel,
         "bf16": precision == "bf16",
         "params_dtype": dtype,
@@ -228,7 +281,11 @@ def _transformer_config(
         "bias_activation_fusion": not on_cpu,
         "bias_dropout_fusion": not on_cpu,
         "gradient_accumulation_fusion": False,
+        # Two ranks of an interleaved pipeline exchange several tensors at a time, both ways.
+        "overlap_p2p_comm": context.vp_size > 1,
+        "batch_p2p_comm": context.vp_size == 1,
         "batch_p2p_sync": not on_cpu,
+        **_RECOMPUTE[parallel.recompute],
         # The loss is a sum; Megatron divides gradients once by the global token count.
         "calculate_per_token_loss": True,
     }

@@ -4,7 +4,7 @@ Both sides rotate halves in RoPE, so no row is permuted; Megatron stacks the que
 key-value group with that group's key and value, and stacks gate on up.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def read_hf_precision(folder: Path) -> Precision:
 
 
 def load_hf_weights(
-    gpt: GPTModel, model: ModelConfig, context: ParallelContext, folder: Path
+    chunks: Sequence[GPTModel], model: ModelConfig, context: ParallelContext, folder: Path
 ) -> None:
     """Fills this rank's shard from the safetensors of a Hugging Face folder.
 
@@ -68,7 +68,7 @@ def load_hf_weights(
                 )
             return tensor
 
-        for shard in named_shards(gpt, context):
+        for shard in (shard for chunk in chunks for shard in named_shards(chunk, context)):
             full = _from_hf(shard.name, model, take)
             with torch.no_grad():
                 shard.parameter.copy_(shard.shard_of(full))

@@ -17,7 +17,8 @@ from dsm_engine.parallel.config import ParallelConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelContext:
-    """Where this rank stands. Sizes count ranks; the data-parallel group leaves TP and PP out."""
+    """Where this rank stands. Sizes count ranks; the data-parallel group leaves TP, PP and CP
+    out."""
 
     device: torch.device
     rank: int
@@ -28,15 +29,19 @@ class ParallelContext:
     tp_size: int
     pp_rank: int
     pp_size: int
+    cp_rank: int
+    cp_size: int
+    vp_size: int
+    """Model chunks this rank holds."""
 
     @property
     def is_first_stage(self) -> bool:
-        """Whether this rank holds the embedding."""
+        """Whether this rank holds the embedding, in its first chunk."""
         return self.pp_rank == 0
 
     @property
     def is_last_stage(self) -> bool:
-        """Whether this rank holds the output layer and computes the loss."""
+        """Whether this rank holds the output layer, in its last chunk, and computes the loss."""
         return self.pp_rank == self.pp_size - 1
 
     def megatron_scope(self) -> contextlib.AbstractContextManager[object]:
@@ -47,6 +52,11 @@ class ParallelContext:
         return cpu_backend.CudaNamesAsCpu()
 
 
+def world_size() -> int:
+    """Processes of the job torchrun started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 @contextlib.contextmanager
 def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelContext]:
     """Joins the job torchrun started (or makes a job of one process) and leaves it at the end.
@@ -55,13 +65,12 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
     DsmError where the device asked for is absent or the world does not fit the layout.
     """
     device = _choose_device(config)
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size % config.model_parallel_size:
+    if world_size() % config.model_parallel_size:
         raise DsmError(
             f"parallel: TP {config.tensor_model_parallel_size} x PP "
-            f"{config.pipeline_model_parallel_size} does not divide the world of {world_size} "
-            f"process(es); start it with torchrun --nproc-per-node "
-            f"{config.model_parallel_size} or change the layout"
+            f"{config.pipeline_model_parallel_size} x CP {config.context_parallel_size} does not "
+            f"divide the world of {world_size()} process(es); start it with torchrun "
+            f"--nproc-per-node {config.model_parallel_size} or change the layout"
         )
     if device.type == "cpu":
         cpu_backend.install()
@@ -70,11 +79,14 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
     joined_here = not dist.is_initialized()
     if joined_here:
         _join(device, timedelta(seconds=config.timeout_s))
+    vp_size = config.virtual_pipeline_model_parallel_size
     try:
         minutes: Any = config.timeout_s / 60  # annotated int, used as a number
         parallel_state.initialize_model_parallel(
             config.tensor_model_parallel_size,
             config.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=vp_size if vp_size > 1 else None,
+            context_parallel_size=config.context_parallel_size,
             distributed_timeout_minutes=minutes,
         )
         try:
@@ -90,6 +102,9 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
                 tp_size=parallel_state.get_tensor_model_parallel_world_size(),
                 pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
                 pp_size=parallel_state.get_pipeline_model_parallel_world_size(),
+                cp_rank=parallel_state.get_context_parallel_rank(),
+                cp_size=parallel_state.get_context_parallel_world_size(),
+                vp_size=vp_size,
             )
         finally:
             parallel_state.destroy_model_parallel()

@@ -6,6 +6,7 @@ RUN/checkpoints/latest          the name of the newest whole checkpoint
 """
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -107,7 +108,7 @@ class _SavedDescription(Section):
 def save_checkpoint(
     run: Path,
     description: CheckpointDescription,
-    gpt: GPTModel,
+    chunks: Sequence[GPTModel],
     optimizer: MegatronOptimizer | None,
     context: ParallelContext,
     *,
@@ -128,7 +129,7 @@ def save_checkpoint(
     dist.barrier()
     try:
         with context.megatron_scope():
-            state = _sharded_state(gpt, optimizer, loading=False)
+            state = _sharded_state(chunks, optimizer, loading=False)
             dist_checkpointing.save(state, str(aside), content_metadata=_SHARDING)
     except (OSError, RuntimeError, CheckpointException, CheckpointingException) as error:
         shutil.rmtree(aside, ignore_errors=True)  # half a checkpoint keeps a full disk full
@@ -149,7 +150,7 @@ def save_checkpoint(
 def load_checkpoint(
     folder: Path,
     expected_model: ModelConfig,
-    gpt: GPTModel,
+    chunks: Sequence[GPTModel],
     optimizer: MegatronOptimizer | None,
     context: ParallelContext,
 ) -> CheckpointDescription:
@@ -171,9 +172,10 @@ def load_checkpoint(
     with context.megatron_scope():
         if saved_optimizer is not None:
             _initialize_states(saved_optimizer)
-        state = _sharded_state(gpt, saved_optimizer, loading=True)
+        state = _sharded_state(chunks, saved_optimizer, loading=True)
         loaded: Any = dist_checkpointing.load(state, str(folder))
-        gpt.load_state_dict(loaded["model"])
+        for key, chunk in _by_key(chunks).items():
+            chunk.load_state_dict(loaded[key])
         if saved_optimizer is not None:
             saved_optimizer.load_state_dict(loaded["optimizer"])
             _separate_step_counters(saved_optimizer)
@@ -227,16 +229,25 @@ def _verify(folder: Path, description: CheckpointDescription, context: ParallelC
 
 
 def _sharded_state(
-    gpt: GPTModel, optimizer: MegatronOptimizer | None, *, loading: bool
+    chunks: Sequence[GPTModel], optimizer: MegatronOptimizer | None, *, loading: bool
 ) -> dict[str, Any]:
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     metadata = {**_SHARDING, "dp_cp_group": group}
-    state: dict[str, Any] = {"model": gpt.sharded_state_dict(metadata=metadata)}
+    state: dict[str, Any] = {
+        key: chunk.sharded_state_dict(metadata=metadata) for key, chunk in _by_key(chunks).items()
+    }
     if optimizer is not None:
         state["optimizer"] = optimizer.sharded_state_dict(
             state, is_loading=loading, metadata=metadata
         )
     return state
+
+
+def _by_key(chunks: Sequence[GPTModel]) -> dict[str, GPTModel]:
+    """Megatron's keys of a rank's chunks; the tensors within have the whole model's names."""
+    if len(chunks) == 1:
+        return {"model": chunks[0]}
+    return {f"model{chunk_idx}": chunk for chunk_idx, chunk in enumerate(chunks)}
 
 
 def _publish(aside: Path, folder: Path, description: CheckpointDescription) -> None:

@@ -78,7 +78,7 @@ def _checkpoint_to_hf(
     with _one_rank() as context, _whole_or_nothing(destination) as aside:
         dtype = precision or description.precision
         gpt = build_gpt(model, _WHOLE, dtype, context)
-        load_checkpoint(checkpoint, model, gpt, None, context)
+        load_checkpoint(checkpoint, model, [gpt], None, context)
         save_hf_model(gpt, model, context, aside, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
         tokenizer.save(aside)
     return Conversion(
@@ -93,11 +93,11 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
     model = read_hf_config(folder)
     with _one_rank() as context, _whole_or_nothing(destination) as aside:
         gpt = build_gpt(model, _WHOLE, precision, context)
-        load_hf_weights(gpt, model, context, folder)
+        load_hf_weights([gpt], model, context, folder)
         description = CheckpointDescription(
             step=0, model=model, precision=precision, stream={}, optimizer=None
         )
-        save_checkpoint(aside, description, gpt, None, context, keep=1)
+        save_checkpoint(aside, description, [gpt], None, context, keep=1)
         load_tokenizer(folder).save(aside / TOKENIZER_FOLDER)
     return Conversion(
         source=folder,

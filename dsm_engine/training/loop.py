@@ -13,7 +13,7 @@ from megatron.core.models.gpt import GPTModel
 from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig
-from dsm_engine.model.gpt import attention_case, build_gpt
+from dsm_engine.model.gpt import attention_case, build_chunks
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.checkpoint import (
     CheckpointDescription,
@@ -25,7 +25,11 @@ from dsm_engine.training.checkpoint import (
 )
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
-from dsm_engine.training.optimizer import set_hyperparameters, wrap_for_training
+from dsm_engine.training.optimizer import (
+    set_hyperparameters,
+    sync_parameters,
+    wrap_for_training,
+)
 from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
@@ -45,8 +49,8 @@ def train(
     model = model_of(recipe)
     data = open_run_data(recipe, model)
     refuse_foreign_folder(recipe.run, resume=resume)
+    refuse_layout(recipe, model, data)
     with parallel_context(recipe.parallel, seed=recipe.seed) as context:
-        refuse_layout(recipe, model, context)
         dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
         return _Run(recipe, model, data, context, observer, resume=resume).to_the_end()
 
@@ -87,7 +91,7 @@ class _Run:
             recipe.training.attention_backend,
             attention_case(model, recipe.training.precision, context),
         ).name
-        self._gpt: GPTModel = build_gpt(
+        self._chunks: list[GPTModel] = build_chunks(
             model,
             recipe.parallel,
             recipe.training.precision,
@@ -95,13 +99,15 @@ class _Run:
             attention=self._attention,
         )
         if self._start_from is None:
-            fill_weights(self._gpt, recipe, model, context)
-        self._model, self._optimizer = wrap_for_training(
-            self._gpt, recipe.training, recipe.parallel, context
+            fill_weights(self._chunks, recipe, model, context)
+        self._wrapped, self._optimizer = wrap_for_training(
+            self._chunks, recipe.training, recipe.parallel, context
         )
         self._step = 0
         if self._start_from is not None:
-            loaded = load_checkpoint(self._start_from, model, self._gpt, self._optimizer, context)
+            loaded = load_checkpoint(
+                self._start_from, model, self._chunks, self._optimizer, context
+            )
             self._step = loaded.step
 
     def to_the_end(self) -> Path:
@@ -148,10 +154,11 @@ class _Run:
         lr = learning_rate(training, self._step)
         set_hyperparameters(self._optimizer, training, lr=lr)
         packs = self._stream.packs_of_step(self._step, training.global_batch_size)
-        self._model.zero_grad_buffer()
+        for chunk in self._wrapped:
+            chunk.zero_grad_buffer()
         self._optimizer.zero_grad()
         loss = forward_backward(
-            self._model,
+            self._wrapped,
             self._stream.micro_batches(packs),
             num_micro_batches=training.global_batch_size // self._context.dp_size,
             seq_length=self._recipe.data.seq_length,
@@ -193,23 +200,28 @@ class _Run:
         if stream is None:
             return
         packs = list(range(stream.num_packs))
-        mine = packs[self._context.dp_rank :: self._context.dp_size]
-        self._model.eval()
+        num_micro_batches = -(-len(packs) // self._context.dp_size)
+        if self._context.vp_size > 1:  # an interleaved pipeline takes them in groups
+            num_micro_batches += -num_micro_batches % self._context.pp_size
+        for chunk in self._wrapped:
+            chunk.eval()
         loss = forward_backward(
-            self._model,
-            _padded(stream, packs, self._context),
-            num_micro_batches=max(len(mine), 1),
+            self._wrapped,
+            _padded(stream, packs, num_micro_batches),
+            num_micro_batches=num_micro_batches,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
             forward_only=True,
         )
-        self._model.train()
+        for chunk in self._wrapped:
+            chunk.train()
         if writer is not None:
             writer.validation(self._step, loss.mean)
         if self._observer is not None:
             self._observer.on_validation(self._step, loss.mean)
 
     def _save(self) -> Path:
+        sync_parameters(self._wrapped)
         description = CheckpointDescription(
             step=self._step,
             model=self._model_config,
@@ -220,7 +232,7 @@ class _Run:
         folder = save_checkpoint(
             self._recipe.run,
             description,
-            self._gpt,
+            self._chunks,
             self._optimizer if description.optimizer is not None else None,
             self._context,
             keep=self._recipe.logging.keep_checkpoints,
@@ -278,14 +290,14 @@ def _agreed_start(recipe: TrainRecipe, stream: dict[str, Any], *, resume: bool) 
     return found[0]
 
 
-def _padded(stream: PackStream, packs: list[int], context: ParallelContext) -> Iterator[Any]:
-    """This rank's validation packs; a rank left without any runs the first with no weight."""
-    empty = True
+def _padded(stream: PackStream, packs: list[int], num_micro_batches: int) -> Iterator[Any]:
+    """This rank's validation packs; behind them, up to the number asked for, the first with no
+    weight."""
+    num_left = num_micro_batches
     for batch in stream.micro_batches(packs):
-        empty = False
+        num_left -= 1
         yield batch
-    if empty:
-        first = packs[:1] * (context.dp_rank + 1)
-        for batch in stream.micro_batches(first):
-            batch.loss_weights.zero_()
-            yield batch
+    for _ in range(num_left):
+        batch = stream.micro_batch(packs[0])
+        batch.loss_weights.zero_()
+        yield batch

@@ -1,5 +1,6 @@
-"""Megatron's data-parallel wrapper and optimizer over one stage of the model."""
+"""Megatron's data-parallel wrapper and optimizer over this rank's chunks of the model."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from megatron.core.distributed import (
@@ -21,21 +22,45 @@ from dsm_engine.training.config import OptimizationConfig
 
 
 def wrap_for_training(
-    gpt: GPTModel,
+    chunks: Sequence[GPTModel],
     training: OptimizationConfig,
     parallel: ParallelConfig,
     context: ParallelContext,
-) -> tuple[DistributedDataParallel, MegatronOptimizer]:
-    """Gradient buffers (fp32) and AdamW for `gpt`; states sharded where the recipe says so."""
-    model = DistributedDataParallel(
-        gpt.config,
-        DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
-            use_distributed_optimizer=parallel.use_distributed_optimizer,
-        ),
-        gpt,
+) -> tuple[list[DistributedDataParallel], MegatronOptimizer]:
+    """Gradient buffers (fp32) and AdamW for this rank's chunks; states sharded where the recipe
+    says so."""
+    wrapped = [
+        DistributedDataParallel(
+            chunk.config,
+            _gradient_buffers(parallel),
+            chunk,
+            # Later chunks are not in the way of the last backward pass: one bucket for each.
+            disable_bucketing=chunk_idx > 0,
+        )
+        for chunk_idx, chunk in enumerate(chunks)
+    ]
+    with context.megatron_scope():
+        any_chunks: Any = wrapped
+        optimizer = get_megatron_optimizer(_adamw(training, parallel, context), any_chunks)
+    _install_hooks(wrapped, optimizer, parallel)
+    return wrapped, optimizer
+
+
+def _gradient_buffers(parallel: ParallelConfig) -> DistributedDataParallelConfig:
+    return DistributedDataParallelConfig(
+        grad_reduce_in_fp32=True,
+        use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_grad_reduce=parallel.overlap_grad_reduce,
+        overlap_param_gather=parallel.overlap_param_gather,
     )
-    config = OptimizerConfig(
+
+
+def _adamw(
+    training: OptimizationConfig, parallel: ParallelConfig, context: ParallelContext
+) -> OptimizerConfig:
+    # On a CPU the states are in host memory already.
+    offload = parallel.optimizer_cpu_offload and context.device.type == "cuda"
+    return OptimizerConfig(
         optimizer="adam",
         lr=training.lr,
         adam_beta1=training.adam_beta1,
@@ -46,13 +71,33 @@ def wrap_for_training(
         bf16=training.precision == "bf16",
         params_dtype=DTYPES[training.precision],
         use_distributed_optimizer=parallel.use_distributed_optimizer,
+        overlap_param_gather=parallel.overlap_param_gather,
+        optimizer_cpu_offload=offload,
+        optimizer_offload_fraction=1.0 if offload else 0.0,
+        use_torch_optimizer_for_cpu_offload=offload,
     )
-    with context.megatron_scope():
-        optimizer = get_megatron_optimizer(config, [model])
-    model_config: Any = gpt.config
-    model_config.finalize_model_grads_func = finalize_model_grads
-    model_config.grad_scale_func = optimizer.scale_loss
-    return model, optimizer
+
+
+def _install_hooks(
+    chunks: list[DistributedDataParallel], optimizer: MegatronOptimizer, parallel: ParallelConfig
+) -> None:
+    """What Megatron's schedules call; all chunks share one configuration."""
+    config: Any = chunks[0].config
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if parallel.overlap_grad_reduce:
+        hooks = [chunk.no_sync for chunk in chunks]
+        config.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
+
+
+def sync_parameters(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Gathers the parameters that the last step moved on other ranks.
+
+    With overlap_param_gather they come with the next forward pass, and are stale until then.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def set_hyperparameters(

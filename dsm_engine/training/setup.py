@@ -1,5 +1,6 @@
 """What a job of a recipe begins with: its model, a layout that fits, ranks that agree."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.distributed as dist
@@ -9,9 +10,10 @@ from dsm_engine.errors import DsmError
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import initialize_weights
 from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config
-from dsm_engine.parallel.config import layout_mistakes
-from dsm_engine.parallel.context import ParallelContext
+from dsm_engine.parallel.config import Workload, layout_mistakes
+from dsm_engine.parallel.context import ParallelContext, world_size
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.run_data import RunData
 
 
 def model_of(recipe: TrainRecipe) -> ModelConfig:
@@ -31,18 +33,25 @@ def model_of(recipe: TrainRecipe) -> ModelConfig:
     return recipe.model
 
 
-def refuse_layout(recipe: TrainRecipe, model: ModelConfig, context: ParallelContext) -> None:
-    """Raises DsmError with every reason why the model and the data do not fit the layout."""
+def refuse_layout(recipe: TrainRecipe, model: ModelConfig, data: RunData) -> None:
+    """Raises DsmError with every reason why the model and the data do not fit the layout.
+
+    Before the job is joined: nothing has been started.
+    """
     mistakes = layout_mistakes(
         recipe.parallel,
-        world_size=context.world_size,
-        num_layers=model.num_layers,
-        num_attention_heads=model.num_attention_heads,
-        num_query_groups=model.num_query_groups,
-        ffn_hidden_size=model.ffn_hidden_size,
-        vocab_size=model.vocab_size,
-        seq_length=recipe.data.seq_length,
-        global_batch_size=recipe.training.global_batch_size,
+        Workload(
+            num_layers=model.num_layers,
+            hidden_size=model.hidden_size,
+            num_attention_heads=model.num_attention_heads,
+            num_query_groups=model.num_query_groups,
+            ffn_hidden_size=model.ffn_hidden_size,
+            vocab_size=model.vocab_size,
+            seq_length=recipe.data.seq_length,
+            alignment=data.train_packs.alignment,
+            global_batch_size=recipe.training.global_batch_size,
+        ),
+        world_size=world_size(),
     )
     if mistakes:
         raise DsmError("the layout does not fit: " + "; ".join(mistakes))
@@ -67,10 +76,10 @@ def refuse_disagreement(recipe: TrainRecipe, stream: dict[str, Any]) -> None:
 
 
 def fill_weights(
-    gpt: GPTModel, recipe: TrainRecipe, model: ModelConfig, context: ParallelContext
+    chunks: Sequence[GPTModel], recipe: TrainRecipe, model: ModelConfig, context: ParallelContext
 ) -> None:
     """The weights the recipe starts from: those of `initialize_from`, or fresh ones."""
     if recipe.initialize_from is not None:
-        load_hf_weights(gpt, model, context, recipe.initialize_from)
+        load_hf_weights(chunks, model, context, recipe.initialize_from)
     else:
-        initialize_weights(gpt, model, context, seed=recipe.seed)
+        initialize_weights(chunks, model, context, seed=recipe.seed)

@@ -1,6 +1,7 @@
 """One forward and backward pass over micro-batches, and one optimizer step."""
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -8,7 +9,6 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -32,7 +32,7 @@ class LossSum:
 
 
 def forward_backward(
-    model: DistributedDataParallel,
+    chunks: Sequence[torch.nn.Module],
     micro_batches: Iterator[MicroBatch],
     *,
     num_micro_batches: int,
@@ -40,16 +40,19 @@ def forward_backward(
     context: ParallelContext,
     forward_only: bool = False,
 ) -> LossSum:
-    """Runs this rank's micro-batches; the sum returned is that of all ranks, on every rank.
+    """Runs this rank's micro-batches through its chunks; the sum returned is that of all ranks, on
+    every rank. `micro_batches` are those of `PackStream`, the same on all stages.
 
     Afterwards, unless `forward_only`, the gradient buffers hold the gradient of the mean over
     the supervised tokens of the global batch.
     """
+    # An interleaved schedule asks for a micro-batch once for each chunk.
+    iterators = itertools.tee(micro_batches, len(chunks))
     with torch.set_grad_enabled(not forward_only):
         reports = get_forward_backward_func()(
             forward_step_func=_forward_step,
-            data_iterator=micro_batches,
-            model=[model],
+            data_iterator=list(iterators) if len(chunks) > 1 else iterators[0],
+            model=list(chunks),
             num_microbatches=num_micro_batches,
             seq_length=seq_length,
             micro_batch_size=1,
@@ -58,7 +61,7 @@ def forward_backward(
     sums = torch.zeros(2, dtype=torch.float64, device=context.device)
     for report in reports:
         sums += report["loss_sum_and_tokens"].double()
-    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     if context.pp_size > 1:  # only the last stage has a loss; the others added zero
         dist.all_reduce(sums, group=parallel_state.get_pipeline_model_parallel_group())
     total, num_tokens = sums.tolist()

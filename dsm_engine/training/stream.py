@@ -21,7 +21,8 @@ from dsm_engine.parallel.context import ParallelContext
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """One pack on the device; T is the capacity of a pack."""
+    """One pack on the device, or this rank's share of its tokens under context parallelism; T is
+    the capacity of a pack over CP."""
 
     tokens: Tensor  # int64 [1, T]
     labels: Tensor  # int64 [1, T], -100 where there is none
@@ -74,7 +75,12 @@ class PackStream:
         Ranks take turns; packs of the strategy `balanced` are dealt so that ranks cost the same.
         """
         for pack_idx in self._share(pack_indices):
-            yield to_device(self._reader.read(pack_idx), self._context.device)
+            yield self.micro_batch(pack_idx)
+
+    def micro_batch(self, pack_idx: int) -> MicroBatch:
+        """One pack, whosever turn it is."""
+        batch = to_device(self._reader.read(pack_idx), self._context.device)
+        return share_of_rank(batch, self._context)
 
     def _share(self, pack_indices: list[int]) -> list[int]:
         rank, ranks = self._context.dp_rank, self._context.dp_size
@@ -101,4 +107,24 @@ def to_device(batch: PackedBatch, device: torch.device) -> MicroBatch:
             tuple(int(length) for length in np.diff(cu_seqlens)),
             batch.max_seqlen,
         ),
+    )
+
+
+def share_of_rank(batch: MicroBatch, context: ParallelContext) -> MicroBatch:
+    """The tokens of a whole pack that this context-parallel rank computes; all, without CP.
+
+    Of each document chunks r and 2 * CP - 1 - r of 2 * CP, as `ops.context_parallel_split` deals
+    them; documents take a multiple of 2 * CP slots. Where documents lie stays that of the whole
+    pack.
+    """
+    if context.cp_size == 1:
+        return batch
+    packed = batch.packed_seq_params
+    mine = packed.slots_of_ranks(context.cp_size)[context.cp_rank]
+    return MicroBatch(
+        tokens=batch.tokens[:, mine],
+        labels=batch.labels[:, mine],
+        loss_weights=batch.loss_weights[:, mine],
+        position_ids=batch.position_ids[:, mine],
+        packed_seq_params=packed,
     )

@@ -54,7 +54,7 @@ def write_packed_and_unpacked_losses(recipe: Any, output: Path) -> None:
     ends = batch.cu_seqlens[: batch.num_documents + 1]
     with parallel_context(recipe.parallel, seed=recipe.seed) as context, torch.no_grad():
         gpt = build_gpt(recipe.model, recipe.parallel, "fp32", context)
-        initialize_weights(gpt, recipe.model, context, seed=recipe.seed)
+        initialize_weights([gpt], recipe.model, context, seed=recipe.seed)
 
         def losses(start: int, end: int, cu_seqlens: Any) -> list[float]:
             tokens, labels, positions = (

@@ -39,7 +39,7 @@ def test_imported_weights_have_the_logits_of_transformers_and_come_back_bit_for_
     expected_model = LlamaForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32).eval()
     with parallel_context(ParallelConfig(), seed=0) as context, torch.no_grad():
         gpt = build_gpt(config, ParallelConfig(), "fp32", context)
-        load_hf_weights(gpt, config, context, WEIGHTS)
+        load_hf_weights([gpt], config, context, WEIGHTS)
         logits = gpt(tokens, torch.arange(tokens.size(1))[None], None)
         expected = expected_model(tokens).logits
         save_hf_model(gpt, config, context, tmp_path, bos_id=1, eos_id=2)

@@ -67,7 +67,7 @@ def _model(one_rank: Any, backend: Backend, precision: Any = "fp32") -> Any:
         attention=backend.name,
         training=backend.has_backward,
     )
-    initialize_weights(gpt, MODEL, one_rank, seed=3)
+    initialize_weights([gpt], MODEL, one_rank, seed=3)
     return gpt
 
 

@@ -43,7 +43,7 @@ def _model(
         one_rank,
         attention=attention,
     )
-    initialize_weights(gpt, config, one_rank, seed=seed)
+    initialize_weights([gpt], config, one_rank, seed=seed)
     return config, gpt
 
 
@@ -179,7 +179,7 @@ def test_exported_model_has_equal_logits_in_transformers_and_comes_back_bit_for_
         update={"max_position_embeddings": config.max_position_embeddings}
     )
     _, back = _model(one_rank, seed=9, tie_word_embeddings=tied)
-    load_hf_weights(back, config, one_rank, tmp_path)
+    load_hf_weights([back], config, one_rank, tmp_path)
     for (name, mine), (_, other) in zip(
         gpt.named_parameters(), back.named_parameters(), strict=True
     ):
@@ -191,13 +191,13 @@ def test_weights_of_another_shape_are_refused_by_name(one_rank: Any, tmp_path: P
     save_hf_model(gpt, config, one_rank, tmp_path, bos_id=1, eos_id=2)
     wider, target = _model(one_rank, ffn_hidden_size=128)
     with pytest.raises(DsmError, match=r"mlp\.gate_proj\.weight has shape \(96, 64\)"):
-        load_hf_weights(target, wider, one_rank, tmp_path)
+        load_hf_weights([target], wider, one_rank, tmp_path)
     deeper, target = _model(one_rank, num_layers=4)
     with pytest.raises(DsmError, match=r"model\.layers\.3\..* is missing"):
-        load_hf_weights(target, deeper, one_rank, tmp_path)
+        load_hf_weights([target], deeper, one_rank, tmp_path)
     shallower, target = _model(one_rank, num_layers=2)
     with pytest.raises(DsmError, match="tensors have no place"):
-        load_hf_weights(target, shallower, one_rank, tmp_path)
+        load_hf_weights([target], shallower, one_rank, tmp_path)
 
 
 def test_architectures_that_would_be_computed_wrongly_are_refused(
@@ -208,7 +208,11 @@ def test_architectures_that_would_be_computed_wrongly_are_refused(
     good = read_json(tmp_path / "config.json")
     for change, message in (
         ({"attention_bias": True}, "attention_bias"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "RoPE scaling"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "RoPE scaling of type 'yarn'"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}},
+            "RoPE scaling: .*original_max_position_embeddings",
+        ),
         ({"architectures": ["MistralForCausalLM"], "model_type": "mistral"}, "not a Llama"),
         ({"hidden_act": "gelu"}, "hidden_act"),
     ):

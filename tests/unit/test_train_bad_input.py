@@ -1,5 +1,7 @@
 """Faults of a training recipe: each one line that names what, where and what to do."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.errors import DsmError
 from dsm_engine.files import read_json
+from dsm_engine.parallel.config import ParallelConfig, Workload, layout_mistakes
 from dsm_engine.recipes import validate_recipe
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.loop import train
@@ -89,23 +92,98 @@ def test_documents_longer_than_a_pack_are_refused(
 def test_every_mistake_of_a_layout_is_in_one_message(
     tmp_path: Path, sample_data: Path, make_recipe: Make
 ) -> None:
-    recipe = make_recipe(sample_data, tmp_path / "run", parallel={"tensor_model_parallel_size": 3})
-    _fails(recipe, r"TP 3 x PP 1 does not divide the world of 1 process")
-    from dsm_engine.parallel.config import ParallelConfig, layout_mistakes
-
-    mistakes = layout_mistakes(
-        ParallelConfig(tensor_model_parallel_size=4, sequence_parallel=True),
-        world_size=12,
-        num_layers=3,
-        num_attention_heads=6,
-        num_query_groups=2,
-        ffn_hidden_size=64,
-        vocab_size=512,
-        seq_length=510,
-        global_batch_size=4,
+    parallel = {"tensor_model_parallel_size": 3, "context_parallel_size": 2}
+    recipe = make_recipe(sample_data, tmp_path / "run", parallel=parallel)
+    _fails(
+        recipe,
+        "the layout does not fit: world size 1 is not divisible by TP x PP x CP 6; "
+        "model.num_attention_heads 4 is not divisible by TP 3; .*vocab_size.*"
+        "data.alignment 1 is not divisible by 2 x CP 4: .*set data.alignment=4",
     )
-    for part in ("num_attention_heads 6", "num_query_groups 2", "seq_length 510", "batch_size 4"):
-        assert any(part in mistake for mistake in mistakes), part
+    assert not (tmp_path / "run").exists()
+
+
+WORK = Workload(
+    num_layers=6,
+    hidden_size=48,
+    num_attention_heads=4,
+    num_query_groups=2,
+    ffn_hidden_size=64,
+    vocab_size=512,
+    seq_length=512,
+    alignment=1,
+    global_batch_size=8,
+)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "work", "world_size", "part"),
+    [
+        ({}, {"global_batch_size": 5}, 2, "global_batch_size 5 is not divisible by the 2 data"),
+        ({"tensor_model_parallel_size": 4}, {}, 4, "num_query_groups 2 is not divisible by TP 4"),
+        (
+            {"tensor_model_parallel_size": 4},
+            {"num_attention_heads": 6, "num_query_groups": 4},
+            4,
+            "num_attention_heads 6 is not divisible by TP 4",
+        ),
+        ({"pipeline_model_parallel_size": 4}, {}, 4, "num_layers 6 is not divisible by PP 4"),
+        ({"sequence_parallel": True}, {}, 1, "sequence_parallel needs tensor"),
+        (
+            {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+            {"seq_length": 511},
+            2,
+            "seq_length 511 is not divisible by TP 2",
+        ),
+        ({"context_parallel_size": 2}, {}, 2, "alignment 1 is not divisible by 2 x CP 4"),
+        (
+            {"context_parallel_size": 2},
+            {"alignment": 4, "seq_length": 510},
+            2,
+            "seq_length 510 is not divisible by 2 x CP 4",
+        ),
+        (
+            {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
+            {},
+            2,
+            "num_layers 6 is not divisible by PP x VP 4",
+        ),
+        (
+            {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 3},
+            {"global_batch_size": 3},
+            2,
+            "micro-batches in groups of PP 2: .*is 3, which is not divisible",
+        ),
+        ({"virtual_pipeline_model_parallel_size": 2}, {}, 1, "needs pipeline_model_parallel_size"),
+        ({"overlap_param_gather": True}, {}, 1, "overlap_param_gather needs overlap_grad_reduce"),
+        (
+            {"optimizer_cpu_offload": True, "use_distributed_optimizer": False},
+            {},
+            1,
+            "optimizer_cpu_offload needs use_distributed_optimizer",
+        ),
+    ],
+)
+def test_each_mistake_of_a_layout_is_found(
+    parallel: dict[str, Any], work: dict[str, int], world_size: int, part: str
+) -> None:
+    mistakes = layout_mistakes(
+        ParallelConfig.model_validate(parallel), replace(WORK, **work), world_size=world_size
+    )
+    assert len(mistakes) == 1 and re.search(part, mistakes[0]), mistakes
+
+
+def test_a_layout_that_fits_has_no_mistakes() -> None:
+    parallel = ParallelConfig(
+        tensor_model_parallel_size=2,
+        sequence_parallel=True,
+        pipeline_model_parallel_size=2,
+        virtual_pipeline_model_parallel_size=3,
+        context_parallel_size=2,
+        overlap_grad_reduce=True,
+        overlap_param_gather=True,
+    )
+    assert layout_mistakes(parallel, replace(WORK, alignment=4), world_size=16) == []
 
 
 def test_an_attention_backend_that_this_machine_lacks_is_refused_before_anything_is_written(

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Generic, Protocol, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -26,6 +27,8 @@ class AttentionCase:
     head_dim: int
     training: bool = True
     """Whether gradients are wanted."""
+    cp_size: int = 1
+    """Ranks that share the tokens of each document."""
 
 
 Mask = TypeVar("Mask", Tensor, BlockMask)
@@ -61,10 +64,24 @@ class Pack(Protocol):
     mask: KeptMask[Tensor]
     block_mask: KeptMask[BlockMask]
 
+    def slots_of_ranks(self, cp_size: int) -> Tensor: ...
+
 
 Attend = Callable[[Tensor, Tensor, Tensor, Pack, float | None], Tensor]
 """query [T, heads, head_dim], key and value [T, groups, head_dim], the pack, the scale of the
 scores (None: head_dim ** -0.5) -> [T, heads, head_dim]."""
+
+AttendShare = Callable[[Tensor, Tensor, Tensor, Pack, float | None, "ContextParallel"], Tensor]
+"""The same for this rank's share of the tokens: all three and the output have T / CP rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextParallel:
+    """The ranks that share the tokens of each document, and this one's place among them."""
+
+    group: dist.ProcessGroup
+    rank: int
+    size: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +96,14 @@ class Backend:
     attend: Attend
     needs_lengths: bool = False
     """Whether it reads the documents' lengths on the host."""
+    attend_share: AttendShare | None = None
+    """Attention under context parallelism; None where it has none."""
+
+    def reason_against(self, case: AttentionCase) -> str | None:
+        """Why it cannot serve a case on this machine; None where it can."""
+        if case.cp_size > 1 and self.attend_share is None:
+            return "does not serve context parallelism"
+        return self.why_not(case)
 
 
 @cache

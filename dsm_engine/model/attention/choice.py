@@ -24,12 +24,14 @@ def choose_backend(name: str, case: AttentionCase) -> Backend:
     Raises DsmError where it cannot, with the reason and the names of those that can.
     """
     if name == "auto":
-        return next(backend for backend in _ORDER if backend.why_not(case) is None)  # split can
+        return next(
+            backend for backend in _ORDER if backend.reason_against(case) is None
+        )  # split can
     if name not in BACKENDS:
         raise DsmError(f"attention backend {name!r}: there are auto, {', '.join(BACKENDS)}")
-    reason = BACKENDS[name].why_not(case)
+    reason = BACKENDS[name].reason_against(case)
     if reason is not None:
-        able = [backend.name for backend in _ORDER if backend.why_not(case) is None]
+        able = [backend.name for backend in _ORDER if backend.reason_against(case) is None]
         raise DsmError(
             f"attention backend {name}: {reason}; auto takes {able[0]}, and there are "
             f"{', '.join(able)}"
@@ -47,7 +49,10 @@ def survey() -> dict[str, Any]:
 
     return {
         "backends": {
-            backend.name: {"what": backend.what, "why_not": backend.why_not(case(torch.bfloat16))}
+            backend.name: {
+                "what": backend.what,
+                "why_not": backend.reason_against(case(torch.bfloat16)),
+            }
             for backend in _ORDER
         },
         "auto": {

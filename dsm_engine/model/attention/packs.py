@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
 from dsm_engine.model.attention.backend import KeptMask
+from dsm_engine.ops.context_parallel import context_parallel_split
 
 
 @dataclass(kw_only=True)
@@ -26,6 +27,23 @@ class PackedSequences(PackedSeqParams):
         default_factory=KeptMask, init=False, repr=False, compare=False
     )
     """Of `flex`."""
+    slots: KeptMask[Tensor] = field(default_factory=KeptMask, init=False, repr=False, compare=False)
+    """Of `slots_of_ranks`."""
+
+    def slots_of_ranks(self, cp_size: int) -> Tensor:
+        """int64 [CP, T / CP], which slots of the pack each context-parallel rank computes.
+
+        Documents take a multiple of 2 * CP slots. Raises DsmError where one does not.
+        """
+
+        def make(cu_seqlens: Tensor, num_tokens: int) -> Tensor:
+            # Padding would need more slots than there are: `split` raises.
+            split = context_parallel_split(
+                cu_seqlens, num_tokens, cp_size=cp_size, num_slots=num_tokens
+            )
+            return split.token_idx
+
+        return self.slots.get(make, self.cu_seqlens_q, sum(self.lengths))
 
 
 def packed_sequences(

@@ -46,8 +46,8 @@ def verify_isolation(
     chosen = choose_packs(data.train_packs, options.num_packs)
     precisions: tuple[Precision, ...] = options.precisions or (recipe.training.precision,)
     results: list[PackResult] = []
+    refuse_layout(recipe, model, data)
     with parallel_context(recipe.parallel, seed=recipe.seed) as context, ExitStack() as stack:
-        refuse_layout(recipe, model, context)
         refuse_disagreement(recipe, data.stream_identity(recipe))
         reader = PackReader(data.train, data.train_packs, pad_id=data.tokenizer.eos_id)
         mine = chosen[context.dp_rank :: context.dp_size]
@@ -74,7 +74,7 @@ def verify_isolation(
                 attention=backends[precision],
                 training=options.gradients,
             )
-            fill_weights(gpt, recipe, model, context)
+            fill_weights([gpt], recipe, model, context)
             # torch stops compiling FlexAttention after a few widths, and goes on by other means.
             asked = replace(options, keep_width=backends[precision] == "flex")
             for pack in packs:
