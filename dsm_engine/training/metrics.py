@@ -3,7 +3,7 @@
 docs/metrics.md has every field with its unit and formula.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +13,6 @@ import orjson
 from dsm_engine.files import atomic_file
 from dsm_engine.training.boards import open_boards
 from dsm_engine.training.config import TrainRecipe
-from dsm_engine.training.phases import StepTimes
 from dsm_engine.training.slices import SliceLoss
 
 
@@ -158,32 +157,6 @@ class MetricsWriter:
         }
         for board in self._boards:
             board.scalars(step, numbers)
-
-
-class StepReports:
-    """Steps on their way to the writer and the observer.
-
-    A step is reported as soon as the device is through with it, without waiting for it: at the
-    latest when the next one comes, or something else is written (`flush`).
-    """
-
-    def __init__(self, report: Callable[[StepMetrics], None]) -> None:
-        self._report = report
-        self._pending: tuple[StepTimes, Callable[[StepTimes], StepMetrics]] | None = None
-
-    def add(self, times: StepTimes, measure: Callable[[StepTimes], StepMetrics]) -> None:
-        """Takes a step; `measure` makes its metrics once its times can be read."""
-        self.flush()
-        self._pending = times, measure
-        if times.ready():
-            self.flush()
-
-    def flush(self) -> None:
-        """Reports what is left, and waits for the device where it must."""
-        if self._pending is not None:
-            times, measure = self._pending
-            self._pending = None
-            self._report(measure(times))
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dsm_engine.data.sidecars import COLUMNS, AttributeTable
+from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.ops.library import cuda_core
 from dsm_engine.ops.segment_loss import segment_loss
+from dsm_engine.training.config import LoggingConfig
 
 COMBINATION = "all"
 """What the names of slices by all attributes together begin with."""
@@ -71,9 +74,24 @@ class SliceTable:
             if count
         }
 
+    def notes(self) -> list[str]:
+        """What is left out, for the run's log."""
+        if not self.left_out:
+            return []
+        return [f"no losses by {', '.join(self.left_out)}: more than logging.max_slices"]
+
     def _add(self, names: list[str], codes: NDArray[np.integer]) -> None:
         self._columns.append(codes.astype(np.int32) + np.int32(len(self.names)))
         self.names += tuple(names)
+
+
+def slices_of(
+    dataset: TokenizedDataset, logging: LoggingConfig, device: torch.device
+) -> SliceTable | None:
+    """The slices the recipe asks for; None where it does not, or a GPU has no operator for them."""
+    if not logging.slices or (device.type == "cuda" and cuda_core is None):
+        return None
+    return SliceTable(dataset.attribute_table, max_slices=logging.max_slices)
 
 
 def slice_sums(

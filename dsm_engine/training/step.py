@@ -122,7 +122,5 @@ def _loss_and_report(
         # Each rank has an equal share of every document under context parallelism.
         cp_size = parallel_state.get_context_parallel_world_size()
         ends = batch.packed_seq_params.cu_seqlens_q // cp_size
-        sums.append(
-            slice_sums(token_losses, weights, ends, batch.slice_ids, batch.num_slices)
-        )
+        sums.append(slice_sums(token_losses, weights, ends, batch.slice_ids, batch.num_slices))
     return weighted_sum, divisor, {"sums": torch.cat(sums)}

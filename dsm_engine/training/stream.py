@@ -141,12 +141,14 @@ class PackStream:
     def _to_rank(self, batch: PackedBatch, weights: PackWeights) -> MicroBatch:
         device = self._context.device
         whole = to_device(batch, device)
-        whole = replace(
-            whole, loss_weights=torch.from_numpy(weights.weights).unsqueeze(0).to(device, copy=True)
-        )
         if self._weighting != "token":
-            divisor = torch.tensor(weights.divisor, dtype=torch.int, device=device)
-            whole = replace(whole, divisor=divisor)
+            of_tokens = torch.from_numpy(weights.weights).unsqueeze(0)
+            divisor = torch.tensor(weights.divisor, dtype=torch.int)
+            whole = replace(
+                whole,
+                loss_weights=of_tokens.to(device, non_blocking=True),
+                divisor=divisor.to(device, non_blocking=True),
+            )
         if self._slices is not None:
             ids = self._slices.of_documents(batch.document_idx, batch.num_documents)
             whole = replace(

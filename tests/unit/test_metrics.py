@@ -151,6 +151,6 @@ def test_wandb_that_is_not_installed_is_said_before_anything_starts(
     from dsm_engine.training.loop import train
 
     recipe = _recipe(make_recipe, tmp_path / "run", wandb=WandbConfig(project="p"))
-    with pytest.raises(DsmError, match="logging.wandb: the package wandb is not installed"):
+    with pytest.raises(DsmError, match=r"logging\.wandb: the package wandb is not installed"):
         train(recipe)
     assert not (tmp_path / "run").exists()

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from dsm_engine.training.metrics import StepReports
 from dsm_engine.training.phases import PHASES, PhaseClock, StepTimes
+from dsm_engine.training.reports import RunReports
 
 
 def test_phases_of_a_step_follow_its_calls_and_sum_to_its_time() -> None:
@@ -72,13 +72,13 @@ class _Cut:
 
 def test_a_step_is_reported_when_the_device_is_through_or_the_next_comes() -> None:
     reported: list[Any] = []
-    reports = StepReports(reported.append)
+    reports = RunReports(None, SimpleNamespace(on_step=reported.append))  # type: ignore[arg-type]
 
     def add(name: str, end: _Cut) -> None:
         begin = _Cut(0.0)
         begin.is_passed = True
         times = StepTimes([("data", begin)], end)
-        reports.add(times, lambda times: (name, times.total()))  # type: ignore[arg-type]
+        reports.step(times, lambda times: (name, times.total()))  # type: ignore[arg-type]
 
     first, second, third = _Cut(1.0), _Cut(2.0), _Cut(3.0)
     add("first", first)
