@@ -167,7 +167,7 @@ def test_exported_model_has_equal_logits_in_transformers_and_comes_back_bit_for_
     config, gpt = _model(
         one_rank, tie_word_embeddings=tied, rotary_base=5000.0, layernorm_epsilon=1e-4
     )
-    save_hf_model(gpt, config, one_rank, tmp_path, bos_id=1, eos_id=2)
+    save_hf_model([gpt], config, one_rank, tmp_path, bos_id=1, eos_id=2)
     theirs = LlamaForCausalLM.from_pretrained(tmp_path).eval()
     tokens, _ = _pack()
     with torch.no_grad():
@@ -188,7 +188,7 @@ def test_exported_model_has_equal_logits_in_transformers_and_comes_back_bit_for_
 
 def test_weights_of_another_shape_are_refused_by_name(one_rank: Any, tmp_path: Path) -> None:
     config, gpt = _model(one_rank)
-    save_hf_model(gpt, config, one_rank, tmp_path, bos_id=1, eos_id=2)
+    save_hf_model([gpt], config, one_rank, tmp_path, bos_id=1, eos_id=2)
     wider, target = _model(one_rank, ffn_hidden_size=128)
     with pytest.raises(DsmError, match=r"mlp\.gate_proj\.weight has shape \(96, 64\)"):
         load_hf_weights([target], wider, one_rank, tmp_path)
@@ -204,7 +204,7 @@ def test_architectures_that_would_be_computed_wrongly_are_refused(
     one_rank: Any, tmp_path: Path
 ) -> None:
     config, gpt = _model(one_rank)
-    save_hf_model(gpt, config, one_rank, tmp_path, bos_id=1, eos_id=2)
+    save_hf_model([gpt], config, one_rank, tmp_path, bos_id=1, eos_id=2)
     good = read_json(tmp_path / "config.json")
     for change, message in (
         ({"attention_bias": True}, "attention_bias"),
