@@ -7,6 +7,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dsm_engine.data.tokenizers import Tokenizer
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, make_folder
+from dsm_engine.files import make_folder
 from dsm_engine.training.config import EvaluationConfig, TrainRecipe
 from dsm_engine.training.metrics import EvaluationOutcome, read_metrics
 
@@ -33,9 +35,16 @@ class InJobEvaluation:
     """
 
     def __init__(
-        self, config: EvaluationConfig, run: Path, evaluate: EvaluateFolder, *, first_step: int
+        self,
+        config: EvaluationConfig,
+        run: Path,
+        tokenizer: Tokenizer,
+        evaluate: EvaluateFolder,
+        *,
+        first_step: int,
     ) -> None:
         self._config = config
+        self._tokenizer = tokenizer
         self._folder = run / _FOLDER
         self._evaluate = evaluate
         # gloo, for its time-out: that of the job's own groups is meant for one collective.
@@ -51,40 +60,54 @@ class InJobEvaluation:
         return step > 0 and step not in self._done and (last or step % self._config.every == 0)
 
     def run(self, step: int, export: Callable[[Path], None]) -> EvaluationOutcome:
-        """Evaluates what `export` writes (called on all ranks); the outcome is that of rank 0.
+        """Evaluates the weights that `export` writes, on all ranks together; it raises DsmError on
+        all or none.
 
-        An evaluation that fails is an outcome with an error, and its traceback in the report's
-        folder: a run of days goes on. Raises DsmError where the weights cannot be written.
+        An evaluation that fails is an outcome with an error, and its traceback stands in the
+        folder of the step: a run of days goes on.
         """
         started = time.perf_counter()
         folder = self._folder / f"step_{step:08d}"
-        model = folder / "model"
-        if dist.get_rank() == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # of a run that was not resumed from here
-            make_folder(model)
-        dist.barrier(group=self._group)
-        export(model)
-        outcome: list[Any] = [None]
-        if dist.get_rank() == 0:
-            outcome[0] = self._outcome(model, folder, started)
-        dist.broadcast_object_list(outcome, src=0, group=self._group)
+        fault: list[str | None] = [self._prepared(folder) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(fault, src=0, group=self._group)
+        if fault[0] is None:
+            try:
+                export(folder / "model")
+            except DsmError as error:
+                fault = [str(error)]
+        scores: list[Any] = [{}, fault[0]]
+        if dist.get_rank() == 0 and fault[0] is None:
+            scores = self._scores(folder)
+        dist.broadcast_object_list(scores, src=0, group=self._group)
         self._done.add(step)
-        return outcome[0]
+        seconds = time.perf_counter() - started
+        return EvaluationOutcome(scores=scores[0], seconds=seconds, error=scores[1])
 
-    def _outcome(self, model: Path, folder: Path, started: float) -> EvaluationOutcome:
-        scores: dict[str, float | None] = {}
-        error = None
+    def _prepared(self, folder: Path) -> str | None:
+        """Makes the folder of a step anew; what is wrong where it cannot."""
         try:
-            scores = self._evaluate(model, folder / "report")
+            if folder.exists():  # of a run that was not resumed from here
+                shutil.rmtree(folder)
+            make_folder(folder)
+        except (DsmError, OSError) as error:
+            return f"{folder}: cannot be made anew: {error}"
+        return None
+
+    def _scores(self, folder: Path) -> list[Any]:
+        """Scores and error of the model in a step's folder."""
+        model = folder / "model"
+        try:
+            self._tokenizer.save(model)
+            return [self._evaluate(model, folder / "report"), None]
         except Exception as fault:  # noqa: BLE001 - whatever it is, it is no fault of training
-            error = str(fault) if isinstance(fault, DsmError) else repr(fault)
-            with atomic_file(folder / "error.txt") as file:
-                file.write(traceback.format_exc().encode(errors="backslashreplace"))
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()  # what the evaluated copy took
-        if not self._config.keep_weights:
-            shutil.rmtree(model)
-        return EvaluationOutcome(scores=scores, seconds=time.perf_counter() - started, error=error)
+            with suppress(OSError):
+                (folder / "error.txt").write_text(traceback.format_exc(), errors="replace")
+            return [{}, str(fault) if isinstance(fault, DsmError) else repr(fault)]
+        finally:
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()  # what the evaluated copy took
+            if not self._config.keep_weights:
+                shutil.rmtree(model, ignore_errors=True)
 
 
 def refuse_missing_evaluation(recipe: TrainRecipe, evaluate: EvaluateFolder | None) -> None:

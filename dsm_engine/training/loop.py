@@ -13,7 +13,7 @@ from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import attention_case, build_chunks
-from dsm_engine.model.hf_weights import save_hf_model
+from dsm_engine.model.hf_weights import read_generation_config, save_hf_model
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.boards import refuse_missing_wandb
 from dsm_engine.training.checkpoint import (
@@ -148,7 +148,7 @@ class _Run:
         if recipe.evaluation is not None:
             assert evaluate is not None, "refused above"
             self._evaluation = InJobEvaluation(
-                recipe.evaluation, recipe.run, evaluate, first_step=self._step
+                recipe.evaluation, recipe.run, data.tokenizer, evaluate, first_step=self._step
             )
         self._reports = RunReports(None, self._observer)
 
@@ -259,15 +259,14 @@ class _Run:
     def _export(self, folder: Path) -> None:
         tokenizer = self._data.tokenizer
         save_hf_model(
-            self._chunks[0],
+            self._chunks,
             self._model_config,
             self._context,
             folder,
             bos_id=tokenizer.bos_id,
             eos_id=tokenizer.eos_id,
+            generation=read_generation_config(self._recipe.run),
         )
-        if self._context.rank == 0:
-            tokenizer.save(folder)
 
     def _save(self) -> Path:
         with self._reports.checkpoint(self._step) as folders:
