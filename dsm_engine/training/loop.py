@@ -18,11 +18,12 @@ from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.boards import refuse_missing_wandb
 from dsm_engine.training.checkpoint import (
     CheckpointDescription,
+    CheckpointWriter,
+    SaveOutcome,
     describe_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     optimizer_kind,
-    save_checkpoint,
 )
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.in_job_evaluation import (
@@ -135,6 +136,15 @@ class _Run:
         self._wrapped, self._optimizer = wrap_for_training(
             self._chunks, recipe.training, recipe.parallel, context
         )
+        self._checkpoints = CheckpointWriter(
+            recipe.run,
+            self._chunks,
+            self._optimizer,
+            context,
+            keep=recipe.logging.keep_checkpoints,
+            background=recipe.logging.save_async,
+        )
+        self._newest = self._start_from
         self._step = 0
         if self._start_from is not None:
             loaded = load_checkpoint(
@@ -169,9 +179,8 @@ class _Run:
                 self._reports = RunReports(writer, self._observer)
             stack.callback(self._reports.flush)
             self._reports.start(self._run_start())
-            folder = self._start_from
-            if folder is None and recipe.logging.save_initial:
-                folder = self._save()
+            if self._newest is None and recipe.logging.save_initial:
+                self._save()
             if self._step == 0:
                 self._validate()
             self._evaluate()
@@ -180,14 +189,16 @@ class _Run:
             stack.callback(self._stream.close)
             while self._step < training.steps:
                 self._train_step()
+                self._saved(self._checkpoints.poll())
                 last = self._step == training.steps
                 if last or self._step % recipe.logging.validate_every == 0:
                     self._validate()
                 if last or self._step % recipe.logging.save_every == 0:
-                    folder = self._save()
+                    self._save()
                 self._evaluate()
-            assert folder is not None
-            return folder
+            self._saved(self._checkpoints.finish())
+            assert self._newest is not None
+            return self._newest
 
     def _train_step(self) -> None:
         training = self._recipe.training
@@ -216,6 +227,7 @@ class _Run:
     def _refuse_non_finite(self, name: str, value: float, packs: list[int]) -> None:
         # The value is the same on every rank, so all ranks stop together.
         if not math.isfinite(value):
+            self._checkpoints.wait()
             documents = [self._stream.documents_of(pack) for pack in packs]
             raise DsmError(
                 f"step {self._step + 1}: {name} is {value}; lower training.lr or look at the "
@@ -268,28 +280,32 @@ class _Run:
             generation=read_generation_config(self._recipe.run),
         )
 
-    def _save(self) -> Path:
-        with self._reports.checkpoint(self._step) as folders:
-            folders.append(self._save_checkpoint())
-        return folders[0]
+    def _save(self) -> None:
+        """Begins a checkpoint; whether it was written is told when it is known."""
+        with self._reports.waiting("checkpoint", self._step):
+            outcomes = self._begin_checkpoint()
+        self._saved(outcomes)
 
-    def _save_checkpoint(self) -> Path:
+    def _begin_checkpoint(self) -> list[SaveOutcome]:
         sync_parameters(self._wrapped)
-        description = CheckpointDescription(
-            step=self._step,
-            model=self._model_config,
-            precision=self._recipe.training.precision,
-            stream=self._stream_identity,
-            optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
+        return self._checkpoints.save(
+            CheckpointDescription(
+                step=self._step,
+                model=self._model_config,
+                precision=self._recipe.training.precision,
+                stream=self._stream_identity,
+                optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
+            )
         )
-        return save_checkpoint(
-            self._recipe.run,
-            description,
-            self._chunks,
-            self._optimizer if description.optimizer is not None else None,
-            self._context,
-            keep=self._recipe.logging.keep_checkpoints,
-        )
+
+    def _saved(self, outcomes: list[SaveOutcome]) -> None:
+        """Tells of checkpoints that have been written since they were begun, or could not be."""
+        for outcome in outcomes:
+            if outcome.fault is None:
+                self._newest = outcome.folder
+                self._reports.checkpoint(outcome.step, outcome.folder)
+            else:
+                self._reports.save_failed(outcome.step, outcome.fault)
 
     def _run_start(self) -> RunStart:
         return RunStart(

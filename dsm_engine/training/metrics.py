@@ -84,6 +84,8 @@ class TrainObserver(Protocol):
 
     def on_checkpoint(self, step: int, folder: Path) -> None: ...
 
+    def on_save_failed(self, step: int, fault: str) -> None: ...
+
     def on_evaluation(self, step: int, outcome: "EvaluationOutcome") -> None: ...
 
 
@@ -138,6 +140,10 @@ class MetricsWriter:
         """Writes a line of another kind; its numbers are on the boards as KIND/NAME."""
         self._line({"kind": kind, "step": step, **values})
         self._scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def save_failed(self, step: int, fault: str) -> None:
+        """Writes that the checkpoint of a step could not be written."""
+        self._line({"kind": "save_failed", "step": step, "fault": fault})
 
     def close(self) -> None:
         """Flushes all."""

@@ -58,17 +58,26 @@ class RunReports:
             self._observer.on_evaluation(step, outcome)
 
     @contextmanager
-    def checkpoint(self, step: int) -> Iterator[list[Path]]:
-        """Around saving; the folder goes into the list. What training waits is measured."""
+    def waiting(self, kind: str, step: int) -> Iterator[None]:
+        """Around what training waits for; the seconds are an event of the kind."""
         self.flush()
         started = time.perf_counter()
-        folders: list[Path] = []
-        yield folders
-        if self._writer is not None:
-            self._writer.event("checkpoint", step, wait_s=time.perf_counter() - started)
+        yield
+        self.event(kind, step, wait_s=time.perf_counter() - started)
+
+    def checkpoint(self, step: int, folder: Path) -> None:
+        """A checkpoint that is whole."""
+        self.flush()
         if self._observer is not None:
-            for folder in folders:
-                self._observer.on_checkpoint(step, folder)
+            self._observer.on_checkpoint(step, folder)
+
+    def save_failed(self, step: int, fault: str) -> None:
+        """A checkpoint that could not be written; the one before is whole."""
+        self.flush()
+        if self._writer is not None:
+            self._writer.save_failed(step, fault)
+        if self._observer is not None:
+            self._observer.on_save_failed(step, fault)
 
     def event(self, kind: str, step: int, **values: Any) -> None:
         """A line of another kind in the metrics."""
