@@ -23,8 +23,8 @@ def average_per_micro_batch(patch: Patch) -> None:
     """Each micro-batch's mean loss; what is reported is right."""
     right = step._loss_and_report
 
-    def mean_of_means(weights: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Any]:
-        loss_sum, num_tokens, report = right(weights, losses)
+    def mean_of_means(batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, Any]:
+        loss_sum, num_tokens, report = right(batch, losses)
         return loss_sum / num_tokens.clamp(min=1), torch.ones_like(num_tokens), report
 
     patch(step, "_loss_and_report", mean_of_means)
