@@ -23,8 +23,8 @@ def average_per_micro_batch(patch: Patch) -> None:
     """Each micro-batch's mean loss; what is reported is right."""
     right = step._loss_and_report
 
-    def mean_of_means(weights: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Any]:
-        loss_sum, num_tokens, report = right(weights, losses)
+    def mean_of_means(batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, Any]:
+        loss_sum, num_tokens, report = right(batch, losses)
         return loss_sum / num_tokens.clamp(min=1), torch.ones_like(num_tokens), report
 
     patch(step, "_loss_and_report", mean_of_means)
@@ -80,26 +80,26 @@ def drop_a_micro_batch(patch: Patch) -> None:
 
 def shift_labels(patch: Patch) -> None:
     """Every label is that of the position before."""
-    right = PackStream.micro_batch
+    right = PackStream._to_rank
 
-    def shifted(self: PackStream, pack_idx: int) -> MicroBatch:
-        batch = right(self, pack_idx)
+    def shifted(self: PackStream, *arguments: Any) -> MicroBatch:
+        batch = right(self, *arguments)
         return replace(batch, labels=batch.labels.roll(1, 1).clamp(min=0))
 
-    patch(PackStream, "micro_batch", shifted)
+    patch(PackStream, "_to_rank", shifted)
 
 
 def count_a_document_twice(patch: Patch) -> None:
     """The first half of a pack's tokens weigh double: each is one token of the count."""
-    right = PackStream.micro_batch
+    right = PackStream._to_rank
 
-    def weighted(self: PackStream, pack_idx: int) -> MicroBatch:
-        batch = right(self, pack_idx)
+    def weighted(self: PackStream, *arguments: Any) -> MicroBatch:
+        batch = right(self, *arguments)
         weights = batch.loss_weights.clone()
         weights[:, : weights.size(1) // 2] *= 2.0
         return replace(batch, loss_weights=weights)
 
-    patch(PackStream, "micro_batch", weighted)
+    patch(PackStream, "_to_rank", weighted)
 
 
 def read_a_pack_twice(patch: Patch) -> None:
