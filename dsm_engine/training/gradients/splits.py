@@ -80,6 +80,14 @@ def width_of_one(recipe: TrainRecipe, documents: Sequence[BatchDocument]) -> int
     return _divisible(recipe, max(document.num_slots for document in documents))
 
 
+def micro_batches_of_a_rank(num_packs: int, context: ParallelContext) -> int:
+    """How many each data-parallel rank takes, so that all take as many."""
+    most = -(-num_packs // context.dp_size)
+    if context.vp_size > 1:  # an interleaved pipeline takes them in groups of PP
+        most += -most % context.pp_size
+    return most
+
+
 def _another_width(recipe: TrainRecipe, alone: int, capacity: int) -> int:
     """Between that of the longest document and that of a pack; twice a pack's where there is
     nothing between."""
@@ -98,7 +106,7 @@ def _as_trained(
     return Split(
         name="packs as trained on",
         width=width,
-        num_micro_batches=_micro_batches_of_a_rank(len(pack_indices), context),
+        num_micro_batches=micro_batches_of_a_rank(len(pack_indices), context),
         own=lambda: stream.micro_batches(list(pack_indices)),
         spare=lambda: stream.micro_batch(pack_indices[0]),
     )
@@ -121,7 +129,7 @@ def _in_another_order(
     return Split(
         name="packs in another order",
         width=width,
-        num_micro_batches=_micro_batches_of_a_rank(len(places), context),
+        num_micro_batches=micro_batches_of_a_rank(len(places), context),
         own=lambda: (stream.micro_batch(pack_indices[place]) for place in mine),
         spare=lambda: stream.micro_batch(pack_indices[0]),
     )
@@ -137,14 +145,7 @@ def _of_documents(
     return Split(
         name=name,
         width=width,
-        num_micro_batches=_micro_batches_of_a_rank(len(packs), context),
+        num_micro_batches=micro_batches_of_a_rank(len(packs), context),
         own=lambda: map(micro_batch, mine),
         spare=lambda: micro_batch(packs[0]),
     )
-
-
-def _micro_batches_of_a_rank(num_packs: int, context: ParallelContext) -> int:
-    most = -(-num_packs // context.dp_size)
-    if context.vp_size > 1:  # an interleaved pipeline takes them in groups of PP
-        most += -most % context.pp_size
-    return most
