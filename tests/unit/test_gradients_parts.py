@@ -14,7 +14,7 @@ from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.packed_batch import NO_LABEL, PackReader
 from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.training.config import TrainRecipe
-from dsm_engine.training.gradients.batch import pack_of, read_documents
+from dsm_engine.training.gradients.batch import BatchDocument, pack_of, read_documents
 from dsm_engine.training.gradients.report import PrecisionResult, SplitResult, merge_ranks
 from dsm_engine.training.gradients.splits import Split, micro_batches_of_a_rank, splits_of
 from dsm_engine.training.isolation.comparison import Agreement
@@ -63,6 +63,7 @@ def test_every_split_holds_every_document_once_whatever_the_ranks(
         dataset.lengths, capacity=256, strategy=recipe.data.strategy, seed=recipe.seed
     )
     by_split: dict[str, list[list[MicroBatch]]] = {}
+    documents: list[list[BatchDocument]] = []
     for rank in range(ranks):
         context = replace(one_rank, dp_rank=rank, dp_size=ranks)
         stream = PackStream(dataset, packs, pad_id=0, seed=recipe.seed, context=context)
