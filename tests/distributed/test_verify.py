@@ -46,7 +46,7 @@ ONE_GRADIENT: dict[str, list[str]] = {
     "gradients_pp4": PP4,
     "gradients_cp2": [*CP2, "--precision", "both", "--packs", "3"],
     "gradients_tp2_sp_pp2": [*TP2_SP, *PP2],
-    "gradients_pp2_cp2": [*PP2, *CP2, "--packs", "2"],
+    "gradients_pp2_cp2": [*PP2, *CP2, "--packs", "2", "training.loss_weighting=document"],
 }
 ANOTHER_GRADIENT: dict[str, tuple[list[str], str]] = {
     "mean_of_micro_batches": (PP4, "average per micro-batch"),

@@ -47,6 +47,7 @@ def test_documents_of_a_batch_are_what_the_reader_of_packs_gives(
             assert torch.equal(getattr(made, name), getattr(read, name)), name
         assert made.packed_seq_params.lengths == read.packed_seq_params.lengths
         assert made.packed_seq_params.max_seqlen_q == read.packed_seq_params.max_seqlen_q
+        assert made.divisor == int(read.loss_weights.sum())
         ends = read.packed_seq_params.cu_seqlens_q
         assert torch.equal(made.packed_seq_params.cu_seqlens_q, ends)
 
@@ -105,12 +106,17 @@ def _documents(batches: Any) -> Counter[Any]:
     return found
 
 
+def _loss(total: float, num_tokens: int) -> LossSum:
+    return LossSum(weighted_total=total, divisor=num_tokens, total=total, num_tokens=num_tokens)
+
+
 def _result(**changes: Any) -> PrecisionResult:
     values: dict[str, Any] = {
         "precision": "fp32",
         "attention": "split",
         "num_supervised": 10,
-        "loss": LossSum(total=20.0, num_tokens=10),
+        "divisor": 10,
+        "loss": _loss(20.0, 10),
         "loss_bound": 1e-6,
         "is_zero": False,
         "splits": (_split(), _split(name="b")),
@@ -124,7 +130,7 @@ def _split(**changes: Any) -> SplitResult:
         "name": "a",
         "width": 4,
         "num_micro_batches": 2,
-        "loss": LossSum(total=20.00001, num_tokens=10),
+        "loss": _loss(20.00001, 10),
         "gradient": Agreement(worst=1e-7, where="x", bound=1e-6, rank=0),
     }
     return SplitResult(**{**values, **changes})
@@ -134,13 +140,16 @@ def _split(**changes: Any) -> SplitResult:
     ("changes", "part"),
     [
         ({}, None),
-        ({"loss": LossSum(total=math.nan, num_tokens=10)}, "the loss is nan"),
+        ({"loss": _loss(math.nan, 10)}, "the loss is nan"),
         ({"is_zero": True}, "the gradient of the batch is 0"),
         ({"unrepeated": ("gradient of x",)}, "two runs of the a differ in the gradient of x"),
-        ({"loss": LossSum(total=20.0, num_tokens=9)}, "documents summed one by one: 9 super"),
-        ({"splits": (_split(loss=LossSum(total=20.0, num_tokens=11)),)}, "a: 11 supervised"),
-        ({"splits": (_split(loss=LossSum(total=20.1, num_tokens=10)),)}, "a: the loss sum 20.1"),
-        ({"splits": (_split(loss=LossSum(total=math.nan, num_tokens=10)),)}, "sum nan is not"),
+        ({"loss": _loss(20.0, 9)}, "documents summed one by one: 9 super"),
+        ({"splits": (_split(loss=_loss(20.0, 11)),)}, "a: 11 supervised"),
+        ({"splits": (_split(loss=replace(_loss(20.0, 10), divisor=9)),)}, "9 in the divisor were"),
+        ({"splits": (_split(loss=replace(_loss(20.0, 10), total=19.0)),)}, "a: the loss sum 20"),
+        ({"splits": (_split(loss=replace(_loss(20.0, 10), total=math.nan)),)}, "apart nan of it"),
+        ({"splits": (_split(loss=_loss(20.1, 10)),)}, "a: the loss sum 20.1"),
+        ({"splits": (_split(loss=_loss(math.nan, 10)),)}, "sum nan is not"),
         (
             {"splits": (_split(gradient=Agreement(worst=math.inf, where="x", bound=1, rank=3)),)},
             "the gradient of x is apart from the documents' by inf of its norm (bound 1), on rank",

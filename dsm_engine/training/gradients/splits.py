@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from dsm_engine.data.pack_index import PackStrategy, build_pack_index
 from dsm_engine.parallel.context import ParallelContext
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.gradients.batch import BatchDocument, pack_of
+from dsm_engine.training.isolation.schedule import without_loss
 from dsm_engine.training.stream import MicroBatch, PackStream, share_of_rank
 
 
@@ -34,8 +33,7 @@ class Split:
             num_left -= 1
             yield batch
         for _ in range(num_left):
-            batch = self.spare()
-            yield replace(batch, loss_weights=torch.zeros_like(batch.loss_weights))
+            yield without_loss(self.spare())
 
 
 def splits_of(
@@ -124,13 +122,16 @@ def _in_another_order(
     places = sorted(range(len(counts)), key=lambda place: -counts[place])
     if places == sorted(places):
         places.reverse()
-    most = -(-len(places) // context.dp_size)
-    mine = places[context.dp_rank * most : (context.dp_rank + 1) * most]
+    # The stream deals them in turns.
+    turns = sorted(range(len(places)), key=lambda turn: turn % context.dp_size)
+    ordered = [0] * len(places)
+    for turn, place in zip(turns, places, strict=True):
+        ordered[turn] = pack_indices[place]
     return Split(
         name="packs in another order",
         width=width,
         num_micro_batches=micro_batches_of_a_rank(len(places), context),
-        own=lambda: (stream.micro_batch(pack_indices[place]) for place in mine),
+        own=lambda: stream.micro_batches(ordered),
         spare=lambda: stream.micro_batch(pack_indices[0]),
     )
 
