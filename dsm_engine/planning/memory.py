@@ -188,7 +188,7 @@ def _stage_memory(
         pipeline_tensors=pipeline,
         micro_batches_in_flight=in_flight,
         working_set=max(
-            _pass_working_set(model, parallel, batch, is_last=is_last),
+            pass_working_set(model, parallel, batch, is_last=is_last),
             _step_working_set(parallel, static.shard_numel) - activations - pipeline,
         ),
         overhead=overhead,
@@ -196,23 +196,36 @@ def _stage_memory(
     )
 
 
-def _pass_working_set(
-    model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, *, is_last: bool
+def pass_working_set(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    batch: MicroBatch,
+    *,
+    is_last: bool,
+    on_cpu: bool = False,
 ) -> int:
-    """Most that forward and backward passes need beside what they keep."""
+    """Most that forward and backward passes need beside what they keep; `on_cpu` as in
+    `layer_activations`."""
     tp = parallel.tensor_model_parallel_size
     gathered = batch.tokens * model.hidden_size * batch.element
-    none = layer_activations(model, parallel, batch, recompute="none")
-    mlp = mlp_interior(model, parallel, batch)
+    none = layer_activations(model, parallel, batch, recompute="none", on_cpu=on_cpu)
+    mlp = mlp_interior(model, parallel, batch, on_cpu=on_cpu)
     again = {"none": 0, "selective": mlp, "full": none.total}[parallel.recompute]
-    # Gradients inside the MLP, of its input, and of a weight before it is added to the buffer.
-    weight = 2 * model.ffn_hidden_size // tp * model.hidden_size * batch.element
-    backward = again + mlp + 2 * gathered + weight
+    # The most is in the MLP's backward pass: the gradient of the residual stream stands beside it,
+    # and then those of the down projection (its output's, its input's, its weight's), of SwiGLU, or
+    # of the gate and up projections. What the next was computed from is free by then.
+    width = batch.tokens * model.ffn_hidden_size // tp * batch.element
+    weight = model.ffn_hidden_size // tp * model.hidden_size * batch.element
+    swiglu = width if on_cpu else 2 * width
+    backward = again + gathered
+    backward += max(gathered + width + weight, swiglu, gathered + 2 * weight - width)
     if not is_last:
         return backward
-    head_weight = model.vocab_size // tp * model.hidden_size * batch.element
+    vocabulary = model.vocab_size // tp
+    gradient = batch.tokens * vocabulary * batch.element  # of the logits
+    head_weight = vocabulary * model.hidden_size * batch.element
     logits = head_activations(model, parallel, batch).logits
-    return max(backward, logits + gathered + head_weight)
+    return max(backward, logits, gradient + gathered + head_weight)
 
 
 def _step_working_set(parallel: ParallelConfig, shard_numel: int) -> int:
