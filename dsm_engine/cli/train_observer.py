@@ -60,6 +60,13 @@ class TerminalObserver:
         """Names the checkpoint."""
         self._progress.print(f"step {step:,}: checkpoint {folder}")
 
+    def on_save_failed(self, step: int, fault: str) -> None:
+        """Warns that training goes on without this checkpoint."""
+        self._progress.print(
+            f"warning: step {step:,}: the checkpoint cannot be written ({fault}); training goes "
+            f"on, the one before is whole"
+        )
+
     def __enter__(self) -> Self:
         if not self._silent:
             self._progress.__enter__()

@@ -68,6 +68,8 @@ class LoggingConfig(Section):
     """Keep the untrained weights as the checkpoint of step 0."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints kept; step 0 of `save_initial` is kept besides."""
+    save_async: bool = True
+    """Train on while checkpoints are written: their weights are copied into host memory first."""
     validate_every: int = Field(default=100, gt=0)
     tensorboard: bool = True
 

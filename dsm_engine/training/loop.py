@@ -17,11 +17,12 @@ from dsm_engine.model.gpt import attention_case, build_chunks
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.checkpoint import (
     CheckpointDescription,
+    CheckpointWriter,
+    SaveOutcome,
     describe_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     optimizer_kind,
-    save_checkpoint,
 )
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
@@ -103,6 +104,15 @@ class _Run:
         self._wrapped, self._optimizer = wrap_for_training(
             self._chunks, recipe.training, recipe.parallel, context
         )
+        self._checkpoints = CheckpointWriter(
+            recipe.run,
+            self._chunks,
+            self._optimizer,
+            context,
+            keep=recipe.logging.keep_checkpoints,
+            background=recipe.logging.save_async,
+        )
+        self._newest = self._start_from
         self._step = 0
         if self._start_from is not None:
             loaded = load_checkpoint(
@@ -129,9 +139,8 @@ class _Run:
                 stack.callback(writer.close)
             if self._observer is not None:
                 self._observer.on_start(self._run_start())
-            folder = self._start_from
-            if folder is None and recipe.logging.save_initial:
-                folder = self._save()
+            if self._newest is None and recipe.logging.save_initial:
+                self._saved(self._save(), writer)
             if self._step == 0:
                 self._validate(writer)
             while self._step < training.steps:
@@ -140,13 +149,15 @@ class _Run:
                     writer.step(metrics)
                 if self._observer is not None:
                     self._observer.on_step(metrics)
+                self._saved(self._checkpoints.poll(), writer)
                 last = self._step == training.steps
                 if last or self._step % recipe.logging.validate_every == 0:
                     self._validate(writer)
                 if last or self._step % recipe.logging.save_every == 0:
-                    folder = self._save()
-            assert folder is not None
-            return folder
+                    self._saved(self._save(), writer)
+            self._saved(self._checkpoints.finish(), writer)
+            assert self._newest is not None
+            return self._newest
 
     def _train_step(self) -> StepMetrics:
         training = self._recipe.training
@@ -188,6 +199,7 @@ class _Run:
     def _refuse_non_finite(self, name: str, value: float, packs: list[int]) -> None:
         # The value is the same on every rank, so all ranks stop together.
         if not math.isfinite(value):
+            self._checkpoints.wait()
             documents = [self._stream.documents_of(pack) for pack in packs]
             raise DsmError(
                 f"step {self._step + 1}: {name} is {value}; lower training.lr or look at the "
@@ -220,26 +232,30 @@ class _Run:
         if self._observer is not None:
             self._observer.on_validation(self._step, loss.mean)
 
-    def _save(self) -> Path:
+    def _save(self) -> list[SaveOutcome]:
         sync_parameters(self._wrapped)
-        description = CheckpointDescription(
-            step=self._step,
-            model=self._model_config,
-            precision=self._recipe.training.precision,
-            stream=self._stream_identity,
-            optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
+        return self._checkpoints.save(
+            CheckpointDescription(
+                step=self._step,
+                model=self._model_config,
+                precision=self._recipe.training.precision,
+                stream=self._stream_identity,
+                optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
+            )
         )
-        folder = save_checkpoint(
-            self._recipe.run,
-            description,
-            self._chunks,
-            self._optimizer if description.optimizer is not None else None,
-            self._context,
-            keep=self._recipe.logging.keep_checkpoints,
-        )
-        if self._observer is not None:
-            self._observer.on_checkpoint(self._step, folder)
-        return folder
+
+    def _saved(self, outcomes: list[SaveOutcome], writer: MetricsWriter | None) -> None:
+        """Tells of checkpoints that have been written since they were begun, or could not be."""
+        for outcome in outcomes:
+            if outcome.fault is None:
+                self._newest = outcome.folder
+                if self._observer is not None:
+                    self._observer.on_checkpoint(outcome.step, outcome.folder)
+                continue
+            if writer is not None:
+                writer.save_failed(outcome.step, outcome.fault)
+            if self._observer is not None:
+                self._observer.on_save_failed(outcome.step, outcome.fault)
 
     def _run_start(self) -> RunStart:
         return RunStart(

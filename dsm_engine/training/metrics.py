@@ -62,6 +62,8 @@ class TrainObserver(Protocol):
 
     def on_checkpoint(self, step: int, folder: Path) -> None: ...
 
+    def on_save_failed(self, step: int, fault: str) -> None: ...
+
 
 class MetricsWriter:
     """Appends to RUN/metrics.jsonl and RUN/tensorboard; only rank 0 has one."""
@@ -89,6 +91,10 @@ class MetricsWriter:
         self._line({"kind": "validation", "step": step, "loss": loss})
         if self._board is not None:
             self._board.add_scalar("validation/loss", loss, step)
+
+    def save_failed(self, step: int, fault: str) -> None:
+        """Writes that the checkpoint of a step could not be written."""
+        self._line({"kind": "save_failed", "step": step, "fault": fault})
 
     def close(self) -> None:
         """Flushes both."""

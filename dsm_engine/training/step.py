@@ -50,7 +50,7 @@ def forward_backward(
     iterators = itertools.tee(micro_batches, len(chunks))
     with torch.set_grad_enabled(not forward_only):
         reports = get_forward_backward_func()(
-            forward_step_func=_forward_step,
+            forward_step_func=forward_step,
             data_iterator=list(iterators) if len(chunks) > 1 else iterators[0],
             model=list(chunks),
             num_microbatches=num_micro_batches,
@@ -75,7 +75,9 @@ def optimizer_step(optimizer: MegatronOptimizer, context: ParallelContext) -> fl
     return float(grad_norm)
 
 
-def _forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
+    """What Megatron's schedules ask for: a micro-batch's output, and the function that makes its
+    loss sum, number of tokens and report of it on the last stage."""
     batch = next(micro_batches)
     output = model(
         batch.tokens,
