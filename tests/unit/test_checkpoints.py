@@ -172,7 +172,13 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_again_with_resume(
         _train(recipe, steps=4, lr=1e30)
     _train(recipe, steps=2, lr=1e-3, resume=True)
     kinds = [(line["kind"], line["step"]) for line in read_metrics(tmp_path / "run")]
-    assert kinds == [("validation", 0), ("step", 1), ("step", 2), ("validation", 2)]
+    assert kinds == [
+        ("validation", 0),
+        ("step", 1),
+        ("step", 2),
+        ("validation", 2),
+        ("checkpoint", 2),
+    ]
 
 
 def test_imported_weights_are_not_trained_over(

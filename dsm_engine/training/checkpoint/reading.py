@@ -113,6 +113,18 @@ def load_checkpoint(
     return description
 
 
+def read_metadata(
+    folder: Path, description: CheckpointDescription, context: ParallelContext
+) -> Metadata:
+    """Where each box of each tensor lies in a checkpoint whose files are those that were written.
+
+    All ranks together. Raises DsmError, on every rank, as `load_checkpoint` does.
+    """
+    _refuse_damage(folder, description, context)
+    metadata, _ = _on_all_ranks(lambda: _read_records(folder, description), context)
+    return metadata
+
+
 def _refuse_damage(
     folder: Path, description: CheckpointDescription, context: ParallelContext
 ) -> None:

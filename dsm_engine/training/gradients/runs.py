@@ -69,7 +69,13 @@ def reference_gradient(
     dist.all_reduce(sums, group=parallel_state.get_pipeline_model_parallel_group())
     total, num_tokens = sums.tolist()
     return BatchGradient(
-        loss=LossSum(total=total, num_tokens=int(num_tokens)), parameters=gradients
+        loss=LossSum(
+            weighted_total=total,
+            divisor=int(num_tokens),
+            total=total,
+            num_tokens=int(num_tokens),
+        ),
+        parameters=gradients,
     )
 
 
