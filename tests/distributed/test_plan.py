@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dsm_engine.planning.activations import layer_activations, micro_batch
 from dsm_engine.planning.communication import layout_sizes, micro_batch_traffic, step_traffic
 from dsm_engine.planning.memory import static_bytes
 from dsm_engine.planning.parameters import stage_chunks
@@ -154,6 +155,30 @@ def test_the_rank_with_most_is_the_one_that_is_reported(
         assert found <= most.optimizer
         if sum(len(chunk.buckets) for chunk in chunks) == 1:
             assert found == most.optimizer
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in LAYOUTS if "pipeline_model_parallel_size" not in LAYOUTS[name]]
+)
+def test_a_layers_activations_are_what_autograd_keeps_on_every_rank(
+    name: str, counted: dict[str, list[dict[str, Any]]], recipes: dict[str, TrainRecipe]
+) -> None:
+    """To the byte, but for the masks that attention under CP makes on a CPU: a byte for each pair
+    of a query and a key."""
+    recipe = recipes[name]
+    model, parallel = recipe.model, recipe.parallel
+    assert model is not None
+    seq_length, cp = recipe.data.seq_length, parallel.context_parallel_size
+    planned = layer_activations(
+        model,
+        parallel,
+        micro_batch(parallel, recipe.training.precision, seq_length),
+        recompute=parallel.recompute,
+        on_cpu=True,
+    ).total
+    masks = seq_length * seq_length // cp if cp > 1 else 0
+    for rank in counted[name]:
+        assert planned <= rank["layer"] <= planned + masks
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
