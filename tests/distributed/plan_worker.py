@@ -145,6 +145,8 @@ def _count_recipe(values: dict[str, Any]) -> dict[str, Any]:
             "gradients": sum(_bytes(buffer.grad_data) for buffer in buffers),
             "optimizer": _optimizer_bytes(optimizer, set(_storages(parameters.values()))),
             "payloads": sent.payloads,
+            "cp_rank": context.cp_rank,
+            "documents": stream.micro_batch(0).packed_seq_params.lengths,
             "layer": _bytes_of_a_layer(recipe, stream, context) if context.pp_size == 1 else None,
         }
 

@@ -163,22 +163,26 @@ def test_the_rank_with_most_is_the_one_that_is_reported(
 def test_a_layers_activations_are_what_autograd_keeps_on_every_rank(
     name: str, counted: dict[str, list[dict[str, Any]]], recipes: dict[str, TrainRecipe]
 ) -> None:
-    """To the byte, but for the masks that attention under CP makes on a CPU: a byte for each pair
-    of a query and a key."""
+    """To the byte; under CP attention on a CPU keeps masks beside that, which a GPU has not."""
     recipe = recipes[name]
     model, parallel = recipe.model, recipe.parallel
     assert model is not None
-    seq_length, cp = recipe.data.seq_length, parallel.context_parallel_size
+    batch = micro_batch(parallel, recipe.training.precision, recipe.data.seq_length)
     planned = layer_activations(
-        model,
-        parallel,
-        micro_batch(parallel, recipe.training.precision, seq_length),
-        recompute=parallel.recompute,
-        on_cpu=True,
+        model, parallel, batch, recompute=parallel.recompute, on_cpu=True
     ).total
-    masks = seq_length * seq_length // cp if cp > 1 else 0
     for rank in counted[name]:
-        assert planned <= rank["layer"] <= planned + masks
+        masks = _mask_numel(rank["documents"], rank["cp_rank"], parallel.context_parallel_size)
+        assert rank["layer"] == planned + masks * batch.element
+
+
+def _mask_numel(lengths: list[int], cp_rank: int, cp: int) -> int:
+    """A rank's two chunks of each document against all keys before their ends; the first chunk of
+    a document needs no mask."""
+    if cp == 1:
+        return 0
+    chunks = [place for place in (cp_rank, 2 * cp - 1 - cp_rank) if place]
+    return sum((length // (2 * cp)) ** 2 * (place + 1) for length in lengths for place in chunks)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
