@@ -80,8 +80,12 @@ def memory_by_stage(
     num_micro_batches: int,
     dp_size: int,
     overhead: int,
+    on_cpu: bool = False,
 ) -> list[StageMemory]:
-    """Every pipeline stage's memory. The layout must fit the model (`layout_mistakes`)."""
+    """Every pipeline stage's memory. The layout must fit the model (`layout_mistakes`).
+
+    `on_cpu` counts activations as in `layer_activations`.
+    """
     return [
         _stage_memory(
             model,
@@ -92,6 +96,7 @@ def memory_by_stage(
             num_micro_batches=num_micro_batches,
             dp_cp_size=dp_size * parallel.context_parallel_size,
             overhead=overhead,
+            on_cpu=on_cpu,
         )
         for stage in range(parallel.pipeline_model_parallel_size)
     ]
@@ -162,6 +167,7 @@ def _stage_memory(
     num_micro_batches: int,
     dp_cp_size: int,
     overhead: int,
+    on_cpu: bool,
 ) -> StageMemory:
     pp = parallel.pipeline_model_parallel_size
     is_last = stage == pp - 1
@@ -169,7 +175,7 @@ def _stage_memory(
     static = static_bytes(chunks, parallel, precision, dp_cp_size=dp_cp_size)
     in_flight = micro_batches_in_flight(parallel, stage=stage, num_micro_batches=num_micro_batches)
     layers = in_flight * (model.num_layers // (pp * parallel.virtual_pipeline_model_parallel_size))
-    kept = layer_activations(model, parallel, batch, recompute=parallel.recompute)
+    kept = layer_activations(model, parallel, batch, recompute=parallel.recompute, on_cpu=on_cpu)
     head = head_activations(model, parallel, batch).kept if is_last else 0
     tensor = batch.rows * model.hidden_size * batch.element
     components = [parameter for chunk in chunks for parameter in chunk.parameters]
@@ -188,7 +194,7 @@ def _stage_memory(
         pipeline_tensors=pipeline,
         micro_batches_in_flight=in_flight,
         working_set=max(
-            pass_working_set(model, parallel, batch, is_last=is_last),
+            pass_working_set(model, parallel, batch, is_last=is_last, on_cpu=on_cpu),
             _step_working_set(parallel, static.shard_numel) - activations - pipeline,
         ),
         overhead=overhead,

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from tests.live_memory import SavedBytes
+from tests.live_memory import LiveBytes, SavedBytes
 
 LEAST_NUMEL = 64  # smaller tensors are counts, norms and losses
 KINDS = {
@@ -126,7 +126,8 @@ def _count_recipe(values: dict[str, Any]) -> dict[str, Any]:
             for name, group in groups.items()
             if isinstance(group, torch.distributed.ProcessGroup)
         }
-        with SentBytes(groups) as sent:
+
+        def run_passes() -> None:
             forward_backward(
                 wrapped,
                 stream.micro_batches(stream.packs_of_step(0, training.global_batch_size)),
@@ -134,7 +135,14 @@ def _count_recipe(values: dict[str, Any]) -> dict[str, Any]:
                 seq_length=recipe.data.seq_length,
                 context=context,
             )
+
+        with SentBytes(groups) as sent:
+            run_passes()
             optimizer_step(optimizer, context)
+        for chunk in wrapped:
+            chunk.zero_grad_buffer()
+        with LiveBytes() as live:
+            run_passes()
         buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
         parameters = {p.data_ptr(): p for chunk in chunks for p in chunk.parameters()}
         return {
@@ -145,6 +153,7 @@ def _count_recipe(values: dict[str, Any]) -> dict[str, Any]:
             "gradients": sum(_bytes(buffer.grad_data) for buffer in buffers),
             "optimizer": _optimizer_bytes(optimizer, set(_storages(parameters.values()))),
             "payloads": sent.payloads,
+            "peak": live.peak,
             "cp_rank": context.cp_rank,
             "documents": stream.micro_batch(0).packed_seq_params.lengths,
             "layer": _bytes_of_a_layer(recipe, stream, context) if context.pp_size == 1 else None,

@@ -10,7 +10,7 @@ import pytest
 
 from dsm_engine.planning.activations import layer_activations, micro_batch
 from dsm_engine.planning.communication import layout_sizes, micro_batch_traffic, step_traffic
-from dsm_engine.planning.memory import static_bytes
+from dsm_engine.planning.memory import memory_by_stage, static_bytes
 from dsm_engine.planning.parameters import stage_chunks
 from dsm_engine.training.config import TrainRecipe
 
@@ -174,6 +174,31 @@ def test_a_layers_activations_are_what_autograd_keeps_on_every_rank(
     for rank in counted[name]:
         masks = _mask_numel(rank["documents"], rank["cp_rank"], parallel.context_parallel_size)
         assert rank["layer"] == planned + masks * batch.element
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in LAYOUTS if "context_parallel_size" not in LAYOUTS[name]]
+)
+def test_the_peak_of_a_steps_passes_is_the_planned_one_within_a_tenth(
+    name: str, counted: dict[str, list[dict[str, Any]]], recipes: dict[str, TrainRecipe]
+) -> None:
+    """On every rank and stage, micro-batches in flight and messages included."""
+    recipe = recipes[name]
+    assert recipe.model is not None
+    sizes = layout_sizes(recipe.parallel, WORLD_SIZE)
+    stages = memory_by_stage(
+        recipe.model,
+        recipe.parallel,
+        recipe.training.precision,
+        seq_length=recipe.data.seq_length,
+        num_micro_batches=recipe.training.global_batch_size // sizes.dp,
+        dp_size=sizes.dp,
+        overhead=0,
+        on_cpu=True,
+    )
+    for rank in counted[name]:
+        stage = stages[rank["pp_rank"]]
+        assert stage.activations + stage.working_set == pytest.approx(rank["peak"], rel=0.1)
 
 
 def _mask_numel(lengths: list[int], cp_rank: int, cp: int) -> int:
