@@ -14,9 +14,9 @@ from dsm_engine.planning.activations import (
     mlp_interior,
 )
 from dsm_engine.planning.parameters import (
+    COMPONENTS,
     ChunkParameters,
     Component,
-    parameters_by_component,
     stage_chunks,
 )
 
@@ -124,36 +124,31 @@ def static_bytes(
     parallel: ParallelConfig,
     precision: Precision,
     *,
-    dp_cp_size: int,
     shard: int | None = None,
 ) -> StaticBytes:
     """Weights, gradients and optimizer states of a rank with these chunks.
 
-    `shard` is the rank's place among the DP x CP ranks; None stands for the one with most.
+    `shard` is the rank's place among those that share the optimizer's states; None stands for the
+    one with most.
     """
     element = 2 if precision == "bf16" else _FP32
-    held = [chunk.numel for chunk in chunks]
-    shards = held
+    held = sum(chunk.numel for chunk in chunks)
     if parallel.use_distributed_optimizer:
-        held = [chunk.buffer_numel for chunk in chunks]
-        shards = [
-            bucket.largest_shard_numel(dp_cp_size)
-            if shard is None
-            else bucket.shard_numel(shard, dp_cp_size)
-            for chunk in chunks
-            for bucket in chunk.buckets
-        ]
+        held = sum(chunk.buffer_numel for chunk in chunks)
+    shards = sum(
+        chunk.largest_shard_numel if shard is None else chunk.shard_numel(shard) for chunk in chunks
+    )
     main_weight = _FP32 if precision == "bf16" else 0
     state, host_state = main_weight + _MOMENTS, 0
     if parallel.optimizer_cpu_offload:
         # On the host: weight, gradient and moments. The main weights' device copy stays.
         state, host_state = main_weight, 2 * _FP32 + _MOMENTS
     return StaticBytes(
-        weights=element * sum(held),
-        gradients=_FP32 * sum(held),
-        optimizer=state * sum(shards),
-        host_optimizer=host_state * sum(shards),
-        shard_numel=sum(shards),
+        weights=element * held,
+        gradients=_FP32 * held,
+        optimizer=state * shards,
+        host_optimizer=host_state * shards,
+        shard_numel=shards,
     )
 
 
@@ -172,19 +167,21 @@ def _stage_memory(
     pp = parallel.pipeline_model_parallel_size
     is_last = stage == pp - 1
     chunks = stage_chunks(model, parallel, stage=stage, dp_cp_size=dp_cp_size)
-    static = static_bytes(chunks, parallel, precision, dp_cp_size=dp_cp_size)
+    static = static_bytes(chunks, parallel, precision)
     in_flight = micro_batches_in_flight(parallel, stage=stage, num_micro_batches=num_micro_batches)
     layers = in_flight * (model.num_layers // (pp * parallel.virtual_pipeline_model_parallel_size))
     kept = layer_activations(model, parallel, batch, recompute=parallel.recompute, on_cpu=on_cpu)
     head = head_activations(model, parallel, batch).kept if is_last else 0
     tensor = batch.rows * model.hidden_size * batch.element
-    components = [parameter for chunk in chunks for parameter in chunk.parameters]
     activations = layers * kept.total + head
     pipeline = 0 if pp == 1 else (in_flight + 2) * tensor
     return StageMemory(
         stage=stage,
         num_parameters=sum(chunk.numel for chunk in chunks),
-        components=parameters_by_component(components),
+        components={
+            component: sum(chunk.components[component] for chunk in chunks)
+            for component in COMPONENTS
+        },
         weights=static.weights,
         gradients=static.gradients,
         optimizer=static.optimizer,

@@ -126,13 +126,8 @@ def test_parameters_and_static_memory_are_those_of_every_rank_exactly(
     sizes = layout_sizes(parallel, WORLD_SIZE)
     for rank in counted[name]:
         chunks = stage_chunks(model, parallel, stage=rank["pp_rank"], dp_cp_size=sizes.dp_cp)
-        static = static_bytes(
-            chunks,
-            parallel,
-            precision,
-            dp_cp_size=sizes.dp_cp,
-            shard=rank["dp_cp_rank"],
-        )
+        shard = rank["dp_cp_rank"] if parallel.use_distributed_optimizer else 0
+        static = static_bytes(chunks, parallel, precision, shard=shard)
         assert sum(chunk.numel for chunk in chunks) == rank["numel"]
         assert static.weights == rank["weights"]
         assert static.gradients == rank["gradients"]
@@ -149,7 +144,7 @@ def test_the_rank_with_most_is_the_one_that_is_reported(
     sizes = layout_sizes(parallel, WORLD_SIZE)
     for stage in range(sizes.pp):
         chunks = stage_chunks(model, parallel, stage=stage, dp_cp_size=sizes.dp_cp)
-        most = static_bytes(chunks, parallel, recipe.training.precision, dp_cp_size=sizes.dp_cp)
+        most = static_bytes(chunks, parallel, recipe.training.precision)
         found = max(rank["optimizer"] for rank in counted[name] if rank["pp_rank"] == stage)
         # Each bucket's largest shard may be another rank's: at most, not exactly.
         assert found <= most.optimizer
