@@ -1,39 +1,35 @@
-"""Hugging Face Llama weights in and out: the same tensors under other names, bit for bit.
+"""Hugging Face Llama folders in and out, a tensor at a time, under every layout, bit for bit."""
 
-Both sides rotate halves in RoPE, so no row is permuted; Megatron stacks the query heads of each
-key-value group with that group's key and value, and stacks gate on up.
-"""
-
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.models.gpt import GPTModel
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, read_json, write_json
+from dsm_engine.files import make_folder, read_json, write_json
 from dsm_engine.model.config import ModelConfig, Precision, from_hf_config, to_hf_config
-from dsm_engine.model.gpt import named_shards
+from dsm_engine.model.gpt import DTYPES, NamedShard, named_shards
+from dsm_engine.model.hf_names import (
+    fill_from_hf,
+    hf_shapes,
+    join_shards,
+    parameter_shapes,
+    to_hf,
+)
+from dsm_engine.model.safetensors_files import (
+    DEFAULT_SHARD_BYTES,
+    SafetensorsFolder,
+    ShardedWriter,
+)
 from dsm_engine.parallel.context import ParallelContext
 
-_PLAIN = {
-    "embedding.word_embeddings.weight": "model.embed_tokens.weight",
-    "decoder.final_layernorm.weight": "model.norm.weight",
-    "output_layer.weight": "lm_head.weight",
-}
-_PLAIN_IN_LAYER = {
-    "input_layernorm.weight": "input_layernorm.weight",
-    "pre_mlp_layernorm.weight": "post_attention_layernorm.weight",
-    "self_attention.linear_proj.weight": "self_attn.o_proj.weight",
-    "mlp.linear_fc2.weight": "mlp.down_proj.weight",
-}
-_ATTENTION = "self_attention.linear_qkv.weight"
-_GATE_UP = "mlp.linear_fc1.weight"
-_DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+GENERATION_CONFIG = "generation_config.json"
+_HF_DTYPE_NAMES = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def read_hf_config(folder: Path) -> ModelConfig:
@@ -52,169 +48,188 @@ def read_hf_precision(folder: Path) -> Precision:
 def load_hf_weights(
     chunks: Sequence[GPTModel], model: ModelConfig, context: ParallelContext, folder: Path
 ) -> None:
-    """Fills this rank's shard from the safetensors of a Hugging Face folder.
+    """Fills this rank's shards of its chunks from the safetensors of a Hugging Face folder.
 
-    Raises DsmError where a tensor is missing, has another shape, or is left over.
+    A rank reads what it holds and nothing else; all see the same names, so that none is left over
+    unseen. Raises DsmError where a tensor is missing, left over, of another shape or no float of
+    16 or 32 bits.
     """
-    with _SafetensorsFolder(folder) as tensors:
-        used: set[str] = set()
+    shapes = hf_shapes(model)
+    tensors = SafetensorsFolder(folder)
+    tensors.refuse_other_names(shapes, ignored=_derived_names(model))
 
-        def take(name: str, shape: tuple[int, ...]) -> Tensor:
-            used.add(name)
-            tensor = tensors.get(name)
-            if tuple(tensor.shape) != shape:
-                raise DsmError(
-                    f"{folder}: {name} has shape {tuple(tensor.shape)}, config.json says {shape}"
-                )
-            return tensor
+    def take(name: str, dim: int | None, part: int, parts: int) -> Tensor:
+        return tensors.take(name, shapes[name], dim, part, parts)
 
-        for shard in (shard for chunk in chunks for shard in named_shards(chunk, context)):
-            full = _from_hf(shard.name, model, take)
-            with torch.no_grad():
-                shard.parameter.copy_(shard.shard_of(full))
-        if context.pp_size == 1:
-            left = sorted(tensors.names - used - {"lm_head.weight"})
-            if left:
-                raise DsmError(f"{folder}: {len(left)} tensors have no place, first {left[0]}")
+    for chunk in chunks:
+        for shard in named_shards(chunk, context):
+            fill_from_hf(shard, model, take)
 
 
 def save_hf_model(
-    gpt: GPTModel,
+    chunks: Sequence[GPTModel],
     model: ModelConfig,
     context: ParallelContext,
     folder: Path,
     *,
     bos_id: int | None,
     eos_id: int,
+    generation: dict[str, Any] | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
 ) -> None:
-    """Writes config.json, generation_config.json and model.safetensors for transformers.
+    """Writes the weights all ranks hold together as a folder of transformers.
 
-    Needs the whole model on this rank (TP = PP = 1); keeps the parameters' dtype.
+    All ranks together, from any layout; parameters are gathered one at a time and written by rank
+    0, in their dtype. Under overlap_param_gather they must have been synchronized. `generation`
+    as for `write_hf_folder`. Raises DsmError, on every rank, where the files cannot be written.
     """
-    assert context.tp_size == context.pp_size == 1, "export runs on an unsharded model"
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors: dict[str, Tensor] = {}
-    dtype = torch.float32
-    for shard in named_shards(gpt, context):
-        dtype = shard.parameter.dtype
-        for name, tensor in _to_hf(shard.name, shard.parameter.detach(), model):
-            tensors[name] = tensor.to("cpu").contiguous()
-    dtype_name = _DTYPE_NAMES[dtype]
-    try:
-        with atomic_file(folder / "model.safetensors") as file:
-            save_file(tensors, file.name, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise DsmError(f"{folder}: the weights cannot be written: {error}") from error
-    config = to_hf_config(model, dtype=dtype_name, bos_id=bos_id, eos_id=eos_id)
-    generation = {"bos_token_id": bos_id, "eos_token_id": eos_id, "do_sample": False}
-    write_json(folder / "generation_config.json", generation)
+    precision: Precision = "bf16" if chunks[0].config.bf16 else "fp32"
+    weights = _gather_whole(chunks, model, context)
+    fault: list[str | None] = [None]
+    if context.rank == 0:
+        try:
+            write_hf_folder(
+                weights,
+                model,
+                precision,
+                folder,
+                bos_id=bos_id,
+                eos_id=eos_id,
+                generation=generation,
+                shard_bytes=shard_bytes,
+            )
+        except DsmError as error:
+            fault = [str(error)]
+    for _ in weights:  # the others send; so does what rank 0 did not come to
+        pass
+    dist.broadcast_object_list(fault, src=0)
+    if fault[0] is not None:
+        raise DsmError(fault[0])
+
+
+def write_hf_folder(
+    weights: Iterator[tuple[str, Tensor]],
+    model: ModelConfig,
+    precision: Precision,
+    folder: Path,
+    *,
+    bos_id: int | None,
+    eos_id: int,
+    generation: dict[str, Any] | None,
+    shard_bytes: int,
+) -> None:
+    """Writes whole parameters, as they come, in files of at most `shard_bytes`; then their index
+    where there are several, config.json and generation_config.json.
+
+    `weights` are Megatron's, in the order of `parameter_shapes`. `generation` is the
+    generation_config.json to keep; `eos_id` joins the tokens that end an answer there. Raises
+    DsmError where a file cannot be written.
+    """
+    make_folder(folder)
+    shapes, dtype = hf_shapes(model), DTYPES[precision]
+    with ShardedWriter(folder, shapes, dtype, shard_bytes=shard_bytes) as writer:
+        for name, whole in weights:
+            for hf_name, tensor in to_hf(name, whole, model):
+                writer.add(hf_name, tensor)
+    config = to_hf_config(model, dtype=_HF_DTYPE_NAMES[precision], bos_id=bos_id, eos_id=eos_id)
+    write_json(
+        folder / GENERATION_CONFIG, _generation_config(generation, bos_id=bos_id, eos_id=eos_id)
+    )
     write_json(folder / "config.json", config)
 
 
-Take = Callable[[str, tuple[int, ...]], Tensor]
+def read_generation_config(folder: Path) -> dict[str, Any] | None:
+    """What generation_config.json in `folder` holds, or None where there is none."""
+    path = folder / GENERATION_CONFIG
+    if not path.exists():
+        return None
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DsmError(f"{path}: a generation config is a JSON object")
+    return values
 
 
-def _from_hf(name: str, model: ModelConfig, take: Take) -> Tensor:
-    hidden, ffn = model.hidden_size, model.ffn_hidden_size
-    if name in _PLAIN:
-        if name == "output_layer.weight" and model.tie_word_embeddings:
-            return take("model.embed_tokens.weight", (model.vocab_size, hidden))
-        return take(_PLAIN[name], (hidden,) if "layernorm" in name else (model.vocab_size, hidden))
-    prefix, inner = _layer_names(name)
-    if inner in _PLAIN_IN_LAYER:
-        shape = {"mlp.linear_fc2.weight": (hidden, ffn)}.get(inner, (hidden, hidden))
-        return take(prefix + _PLAIN_IN_LAYER[inner], (hidden,) if "layernorm" in inner else shape)
-    if inner == _GATE_UP:
-        gate = take(prefix + "mlp.gate_proj.weight", (ffn, hidden))
-        return torch.cat([gate, take(prefix + "mlp.up_proj.weight", (ffn, hidden))])
-    assert inner == _ATTENTION, name
-    groups, head_dim = model.num_query_groups, model.head_dim
-    query = take(prefix + "self_attn.q_proj.weight", (hidden, hidden))
-    key = take(prefix + "self_attn.k_proj.weight", (groups * head_dim, hidden))
-    value = take(prefix + "self_attn.v_proj.weight", (groups * head_dim, hidden))
-    by_group = [
-        query.view(groups, hidden // groups, hidden),
-        key.view(groups, head_dim, hidden),
-        value.view(groups, head_dim, hidden),
+def _generation_config(
+    kept: dict[str, Any] | None, *, bos_id: int | None, eos_id: int
+) -> dict[str, Any]:
+    if kept is None:
+        return {"bos_token_id": bos_id, "eos_token_id": eos_id, "do_sample": False}
+    ends = kept.get("eos_token_id")
+    known = ends if isinstance(ends, list) else [ends]
+    if eos_id in known:
+        return kept
+    return {**kept, "eos_token_id": eos_id if ends is None else [*known, eos_id]}
+
+
+def _derived_names(model: ModelConfig) -> list[str]:
+    """What some folders hold though it follows from the rest: a tied output layer, and the RoPE
+    frequencies that early versions of transformers stored."""
+    names = [
+        f"model.layers.{layer}.self_attn.rotary_emb.inv_freq" for layer in range(model.num_layers)
     ]
-    return torch.cat(by_group, dim=1).reshape(-1, hidden)
+    return [*names, "lm_head.weight"] if model.tie_word_embeddings else names
 
 
-def _to_hf(name: str, tensor: Tensor, model: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    if name in _PLAIN:
-        yield _PLAIN[name], tensor
-        return
-    prefix, inner = _layer_names(name)
-    if inner in _PLAIN_IN_LAYER:
-        yield prefix + _PLAIN_IN_LAYER[inner], tensor
-    elif inner == _GATE_UP:
-        gate, up = tensor.chunk(2)
-        yield prefix + "mlp.gate_proj.weight", gate
-        yield prefix + "mlp.up_proj.weight", up
-    else:
-        assert inner == _ATTENTION, name
-        groups, head_dim, hidden = model.num_query_groups, model.head_dim, model.hidden_size
-        by_group = tensor.view(groups, -1, hidden)  # [groups, (heads / groups + 2) * head_dim, h]
-        query, key, value = by_group.split([hidden // groups, head_dim, head_dim], dim=1)
-        yield prefix + "self_attn.q_proj.weight", query.reshape(-1, hidden)
-        yield prefix + "self_attn.k_proj.weight", key.reshape(-1, hidden)
-        yield prefix + "self_attn.v_proj.weight", value.reshape(-1, hidden)
+@dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """A rank with a shard of a parameter."""
+
+    rank: int
+    tp_rank: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    partition_dim: int | None
 
 
-def _layer_names(name: str) -> tuple[str, str]:
-    """`decoder.layers.3.x.weight` -> (`model.layers.3.`, `x.weight`)."""
-    start, _, rest = name.partition("decoder.layers.")
-    assert not start and rest, name
-    layer, _, inner = rest.partition(".")
-    return f"model.layers.{layer}.", inner
+def _gather_whole(
+    chunks: Sequence[GPTModel], model: ModelConfig, context: ParallelContext
+) -> Iterator[tuple[str, Tensor]]:
+    """Whole parameters on the host of rank 0, one at a time, in the order of `parameter_shapes`;
+    nothing on the others, which must go through it too."""
+    held = {shard.name: shard for chunk in chunks for shard in named_shards(chunk, context)}
+    holders = _holders(held, context)
+    for name in parameter_shapes(model):
+        parts = [_on_rank_0(held.get(name), holder, context) for holder in holders[name]]
+        if context.rank == 0:
+            received = [part for part in parts if part is not None]
+            yield name, join_shards(name, received, holders[name][0].partition_dim)
 
 
-def _weight_map(index: Path) -> dict[str, str]:
-    values = read_json(index)
-    weight_map = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise DsmError(f"{index}: has no weight_map; delete it if model.safetensors is whole")
-    return weight_map
+def _holders(held: dict[str, NamedShard], context: ParallelContext) -> dict[str, list[_Holder]]:
+    """For each parameter who holds it, in TP order; of equal copies one."""
+    mine: list[tuple[str, _Holder]] = []
+    if context.dp_rank == context.cp_rank == 0:
+        mine = [
+            (
+                name,
+                _Holder(
+                    rank=context.rank,
+                    tp_rank=shard.tp_rank,
+                    shape=tuple(shard.parameter.shape),
+                    dtype=shard.parameter.dtype,
+                    partition_dim=shard.partition_dim,
+                ),
+            )
+            for name, shard in held.items()
+            if shard.partition_dim is not None or shard.tp_rank == 0
+        ]
+    everyone: list[Any] = [None] * context.world_size
+    dist.all_gather_object(everyone, mine)
+    holders: dict[str, list[_Holder]] = {}
+    for name, holder in (entry for part in everyone for entry in part):
+        holders.setdefault(name, []).append(holder)
+    return {name: sorted(found, key=lambda one: one.tp_rank) for name, found in holders.items()}
 
 
-class _SafetensorsFolder:
-    """The tensors of model.safetensors or of the shards its index names, read when asked for."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._open_files: dict[Path, Any] = {}
-        index = folder / "model.safetensors.index.json"
-        single = folder / "model.safetensors"
-        if index.exists():
-            weight_map = _weight_map(index)
-            self._file_of = {name: folder / Path(file).name for name, file in weight_map.items()}
-        elif single.exists():
-            self._file_of = dict.fromkeys(self._open(single).keys(), single)
-        else:
-            raise DsmError(f"{folder}: holds no model.safetensors (nor its index.json)")
-
-    @property
-    def names(self) -> set[str]:
-        return set(self._file_of)
-
-    def get(self, name: str) -> Tensor:
-        if name not in self._file_of:
-            raise DsmError(f"{self._folder}: tensor {name} is missing")
-        try:
-            return self._open(self._file_of[name]).get_tensor(name)
-        except SafetensorError as error:
-            raise DsmError(f"{self._file_of[name]}: {error}") from error
-
-    def __enter__(self) -> "_SafetensorsFolder":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._open_files.clear()
-
-    def _open(self, path: Path) -> Any:
-        if path not in self._open_files:
-            try:
-                self._open_files[path] = safe_open(str(path), framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise DsmError(f"{path}: cannot be read: {error}") from error
-        return self._open_files[path]
+def _on_rank_0(mine: NamedShard | None, holder: _Holder, context: ParallelContext) -> Tensor | None:
+    """The holder's shard on rank 0, None elsewhere; `mine` is this rank's, where it has one."""
+    if context.rank == holder.rank:
+        assert mine is not None
+        if context.rank == 0:
+            return mine.parameter.detach().cpu()
+        dist.send(mine.parameter.detach().contiguous(), dst=0)
+    elif context.rank == 0:
+        theirs = torch.empty(holder.shape, dtype=holder.dtype, device=context.device)
+        dist.recv(theirs, src=holder.rank)
+        return theirs.cpu()
+    return None

@@ -5,29 +5,38 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from megatron.core.dist_checkpointing import ShardedTensor
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import apply_factories
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
 
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
 from dsm_engine.files import make_folder
 from dsm_engine.model.config import Precision
 from dsm_engine.model.gpt import build_gpt
+from dsm_engine.model.hf_names import parameter_shapes
 from dsm_engine.model.hf_weights import (
     load_hf_weights,
+    read_generation_config,
     read_hf_config,
     read_hf_precision,
-    save_hf_model,
+    write_hf_folder,
 )
+from dsm_engine.model.safetensors_files import DEFAULT_SHARD_BYTES
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.checkpoint import (
     CheckpointDescription,
     describe_checkpoint,
     latest_checkpoint,
-    load_checkpoint,
     save_checkpoint,
 )
-from dsm_engine.training.run_folder import TOKENIZER_FOLDER
+from dsm_engine.training.run_folder import TOKENIZER_FOLDER, keep_generation_config
+from dsm_engine.training.saved_tensors import open_saved_tensors
 
 _WHOLE = ParallelConfig()
 
@@ -42,13 +51,22 @@ class Conversion:
     direction: str
 
 
-def convert(source: Path, destination: Path, *, precision: Precision | None = None) -> Conversion:
+def convert(
+    source: Path,
+    destination: Path,
+    *,
+    precision: Precision | None = None,
+    shard_bytes: int = DEFAULT_SHARD_BYTES,
+) -> Conversion:
     """Converts by what `source` is: a GGUF file, a Hugging Face folder, a checkpoint or a run.
 
     A GGUF file becomes a Hugging Face folder; a Hugging Face folder becomes a run folder with
     the weights as the checkpoint of step 0; a checkpoint (a run means its latest) becomes a
-    Hugging Face folder. `precision` defaults to the source's. Raises DsmError where the source is
-    none of these or the destination exists.
+    Hugging Face folder, whose files are at most `shard_bytes` large. `precision` defaults to the
+    source's. Raises DsmError where the source is none of these or the destination exists.
+
+    A checkpoint is read and written a tensor at a time; weights of a Hugging Face folder are in
+    memory once.
     """
     if destination.is_file() or (destination.is_dir() and any(destination.iterdir())):
         raise DsmError(f"{destination}: is already there; choose another destination")
@@ -62,7 +80,7 @@ def convert(source: Path, destination: Path, *, precision: Precision | None = No
     if (source / "checkpoints").is_dir():
         checkpoint = latest_checkpoint(source) or source
     if (checkpoint / "dsm.json").exists():
-        return _checkpoint_to_hf(checkpoint, destination, precision)
+        return _checkpoint_to_hf(checkpoint, destination, precision, shard_bytes)
     raise DsmError(
         f"{source}: is neither a checkpoint (dsm.json), a run (checkpoints/latest), a Hugging "
         f"Face folder (config.json) nor a .gguf file"
@@ -70,16 +88,24 @@ def convert(source: Path, destination: Path, *, precision: Precision | None = No
 
 
 def _checkpoint_to_hf(
-    checkpoint: Path, destination: Path, precision: Precision | None
+    checkpoint: Path, destination: Path, precision: Precision | None, shard_bytes: int
 ) -> Conversion:
     description = describe_checkpoint(checkpoint)
     model = description.model
-    tokenizer = _tokenizer_of(checkpoint)
+    run = checkpoint.parent.parent
+    tokenizer = _tokenizer_of(run)
     with _one_rank() as context, _whole_or_nothing(destination) as aside:
-        dtype = precision or description.precision
-        gpt = build_gpt(model, _WHOLE, dtype, context)
-        load_checkpoint(checkpoint, model, [gpt], None, context)
-        save_hf_model(gpt, model, context, aside, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+        saved = open_saved_tensors(checkpoint, description, context)
+        write_hf_folder(
+            ((name, saved.read(name, shape)) for name, shape in parameter_shapes(model).items()),
+            model,
+            precision or description.precision,
+            aside,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            generation=read_generation_config(run),
+            shard_bytes=shard_bytes,
+        )
         tokenizer.save(aside)
     return Conversion(
         source=checkpoint,
@@ -97,14 +123,43 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
         description = CheckpointDescription(
             step=0, model=model, precision=precision, stream={}, optimizer=None
         )
+        _save_without_copies(gpt)
         save_checkpoint(aside, description, [gpt], None, context, keep=1)
         load_tokenizer(folder).save(aside / TOKENIZER_FOLDER)
+        keep_generation_config(folder, aside)
     return Conversion(
         source=folder,
         destination=destination,
         num_parameters=model.num_parameters,
         direction="Hugging Face to checkpoint",
     )
+
+
+def _save_without_copies(gpt: GPTModel) -> None:
+    """Has a model that is of no use after it is saved give up what its state holds in parts.
+
+    Megatron saves the gate and up projections apart, and its writer copies all tensors that are
+    parts of others before it writes any.
+    """
+    original = gpt.sharded_state_dict
+
+    def sharded_state_dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
+        state = original(*args, **kwargs)
+        apply_factories(state)
+        by_storage: dict[int, list[ShardedTensor]] = {}
+        for tensor in nested_values(state):
+            if isinstance(tensor, ShardedTensor) and tensor.data is not None:
+                storage = tensor.data.untyped_storage()
+                if storage.nbytes() > tensor.data.nbytes:
+                    by_storage.setdefault(storage.data_ptr(), []).append(tensor)
+        for parts in by_storage.values():
+            whole = cast(Tensor, parts[0].data).untyped_storage()
+            for part in parts:
+                part.data = cast(Tensor, part.data).clone()
+            whole.resize_(0)
+        return state
+
+    gpt.sharded_state_dict = sharded_state_dict
 
 
 def _gguf_to_hf(source: Path, destination: Path, precision: Precision) -> Conversion:
@@ -167,8 +222,8 @@ def _whole_or_nothing(destination: Path) -> Iterator[Path]:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _tokenizer_of(checkpoint: Path) -> Tokenizer:
-    folder = checkpoint.parent.parent / TOKENIZER_FOLDER
+def _tokenizer_of(run: Path) -> Tokenizer:
+    folder = run / TOKENIZER_FOLDER
     if not folder.is_dir():
         raise DsmError(
             f"{folder}: the run's tokenizer is missing; copy the tokenizer it was trained with "

@@ -13,7 +13,8 @@ from dsm_engine.data.tokenized_dataset import TokenizedDataset
 from dsm_engine.data.tokenizers import Tokenizer
 from dsm_engine.environment import environment_report
 from dsm_engine.errors import DsmError
-from dsm_engine.files import atomic_file, make_folder, write_json
+from dsm_engine.files import atomic_file, make_folder, read_bytes, write_json
+from dsm_engine.model.hf_weights import GENERATION_CONFIG
 from dsm_engine.recipes import dump_yaml
 from dsm_engine.training.config import TrainRecipe
 
@@ -61,13 +62,23 @@ def write_run_folder(
 ) -> None:
     """Writes recipe.yaml, environment.json, data.json and tokenizer/; rank 0 only.
 
-    `attention` is the backend that was chosen.
+    And the generation_config.json of the weights the run starts from. `attention` is the backend
+    that was chosen.
     """
     run = recipe.run
     _write_recipe(run / "recipe.yaml", dump_yaml(recipe).encode())
     write_json(run / "environment.json", {**environment_report(), "attention": attention})
     write_json(run / "data.json", _describe_data(recipe, dataset, packs))
     tokenizer.save(run / TOKENIZER_FOLDER)
+    if recipe.initialize_from is not None:
+        keep_generation_config(recipe.initialize_from, run)
+
+
+def keep_generation_config(weights: Path, run: Path) -> None:
+    """Copies the weights' generation_config.json, where they have one, for exports to carry."""
+    if (weights / GENERATION_CONFIG).exists():
+        with atomic_file(run / GENERATION_CONFIG) as file:
+            file.write(read_bytes(weights / GENERATION_CONFIG))
 
 
 def _write_recipe(path: Path, content: bytes) -> None:

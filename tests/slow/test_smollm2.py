@@ -42,7 +42,7 @@ def test_imported_weights_have_the_logits_of_transformers_and_come_back_bit_for_
         load_hf_weights([gpt], config, context, WEIGHTS)
         logits = gpt(tokens, torch.arange(tokens.size(1))[None], None)
         expected = expected_model(tokens).logits
-        save_hf_model(gpt, config, context, tmp_path, bos_id=1, eos_id=2)
+        save_hf_model([gpt], config, context, tmp_path, bos_id=1, eos_id=2)
     # 30 layers of fp32 sums in another order, on logits of about 20.
     torch.testing.assert_close(logits, expected, atol=2e-4, rtol=0)
     assert torch.equal(logits.argmax(-1), expected.argmax(-1))
