@@ -60,6 +60,10 @@ class TerminalObserver:
         """Names the checkpoint."""
         self._progress.print(f"step {step:,}: checkpoint {folder}")
 
+    def on_fault(self, step: int, text: str) -> None:
+        """Says what went wrong, or what the run was asked."""
+        self._progress.print(f"step {step:,}: {text}")
+
     def __enter__(self) -> Self:
         if not self._silent:
             self._progress.__enter__()

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,10 @@ from dsm_engine.training.checkpoint import (
     save_checkpoint,
 )
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.faults.guard import StepGuard
+from dsm_engine.training.faults.owner import all_agents, began_by
+from dsm_engine.training.faults.stop import StopRequest
+from dsm_engine.training.faults.watchdog import Watchdog
 from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
 from dsm_engine.training.optimizer import (
     set_hyperparameters,
@@ -37,22 +42,51 @@ from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreemen
 from dsm_engine.training.step import forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
 
+_OF_TIMEOUT = 0.8  # docstring of faults.hang_timeout_s
+
 
 def train(
-    recipe: TrainRecipe, *, resume: bool = False, observer: TrainObserver | None = None
+    recipe: TrainRecipe,
+    *,
+    resume: bool = False,
+    observer: TrainObserver | None = None,
+    stop: StopRequest | None = None,
 ) -> Path:
-    """Runs the recipe to its last step and returns the last checkpoint.
+    """Runs the recipe to its last step, or to the step in which `stop` is requested on some rank,
+    and returns the last checkpoint.
 
-    Every rank of the job calls it. Raises DsmError for faults of the recipe, the data or the run
-    folder, before anything is written.
+    Every rank of the job calls it. A job that torchrun starts again goes on with the run it
+    began. Raises DsmError for faults of the recipe, the data or the run folder, before anything
+    is written.
     """
+    if stop is not None:
+        stop.limit(recipe.faults.stop_within_s)
+    with joined(recipe) as (model, data, context, watchdog):
+        agents = all_agents()
+        resume = resume or any(began_by(recipe.run, agent) for agent in agents)
+        refuse_foreign_folder(recipe.run, resume=resume)
+        dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
+        find_start = partial(latest_checkpoint, recipe.run) if resume else _afresh
+        run = _Run(recipe, model, data, context, watchdog, observer, stop, find_start=find_start)
+        return run.to_the_end(agents)
+
+
+@contextmanager
+def joined(
+    recipe: TrainRecipe,
+) -> Iterator[tuple[ModelConfig, RunData, ParallelContext, Watchdog]]:
+    """The recipe's model and data, checked against the layout, and then this rank's place in the
+    job, for as long as it is in it."""
     model = model_of(recipe)
     data = open_run_data(recipe, model)
-    refuse_foreign_folder(recipe.run, resume=resume)
     refuse_layout(recipe, model, data)
-    with parallel_context(recipe.parallel, seed=recipe.seed) as context:
-        dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
-        return _Run(recipe, model, data, context, observer, resume=resume).to_the_end()
+    hang_timeout_s = recipe.faults.hang_timeout_s or _OF_TIMEOUT * recipe.parallel.timeout_s
+    with (
+        parallel_context(recipe.parallel, seed=recipe.seed) as context,
+        Watchdog(recipe.run, timeout_s=hang_timeout_s) as watchdog,
+        watchdog.naming_lost_ranks(),
+    ):
+        yield model, data, context, watchdog
 
 
 class _Run:
@@ -64,11 +98,16 @@ class _Run:
         model: ModelConfig,
         data: RunData,
         context: ParallelContext,
+        watchdog: Watchdog,
         observer: TrainObserver | None,
+        stop: StopRequest | None,
         *,
-        resume: bool,
+        find_start: Callable[[], Path | None],
     ) -> None:
         self._recipe = recipe
+        self._watchdog = watchdog
+        self._stop = stop
+        self._is_stopping = False
         self._model_config = model
         self._context = context
         self._observer = observer if context.rank == 0 else None
@@ -83,7 +122,7 @@ class _Run:
                 data.validation, data.validation_packs, pad_id=pad_id, seed=0, context=context
             )
         self._stream_identity = data.stream_identity(recipe)
-        self._start_from = _agreed_start(recipe, self._stream_identity, resume=resume)
+        self._start_from = _agreed_start(recipe, self._stream_identity, find_start)
         if self._start_from is not None:
             self._refuse_other_stream(self._start_from)
 
@@ -109,13 +148,22 @@ class _Run:
                 self._start_from, model, self._chunks, self._optimizer, context
             )
             self._step = loaded.step
+        self._guard = StepGuard(
+            recipe.faults,
+            recipe.run,
+            self._stream,
+            context,
+            steps_done=self._step,
+            facts={"layout": recipe.parallel.model_dump(mode="json"), "attention": self._attention},
+            tell=None if self._observer is None else self._observer.on_fault,
+        )
 
-    def to_the_end(self) -> Path:
+    def to_the_end(self, agents: list[str]) -> Path:
         recipe, training = self._recipe, self._recipe.training
         with ExitStack() as stack:
             writer: MetricsWriter | None = None
             if self._context.rank == 0:
-                stack.enter_context(only_writer(recipe.run))
+                stack.enter_context(only_writer(recipe.run, agents=agents))
                 write_run_folder(
                     recipe,
                     self._data.train,
@@ -134,22 +182,28 @@ class _Run:
                 folder = self._save()
             if self._step == 0:
                 self._validate(writer)
-            while self._step < training.steps:
+            while self._step < training.steps and not self._is_stopping:
                 metrics = self._train_step()
-                if writer is not None:
+                if metrics is None and writer is not None:
+                    writer.event("skipped", self._step)
+                if metrics is not None and writer is not None:
                     writer.step(metrics)
-                if self._observer is not None:
+                if metrics is not None and self._observer is not None:
                     self._observer.on_step(metrics)
                 last = self._step == training.steps
                 if last or self._step % recipe.logging.validate_every == 0:
                     self._validate(writer)
-                if last or self._step % recipe.logging.save_every == 0:
+                if last or self._is_stopping or self._step % recipe.logging.save_every == 0:
                     folder = self._save()
+            if self._is_stopping and self._observer is not None:
+                self._observer.on_fault(self._step, "stopped by a signal; go on with --resume")
             assert folder is not None
             return folder
 
-    def _train_step(self) -> StepMetrics:
+    def _train_step(self) -> StepMetrics | None:
+        """None where the step was gone over."""
         training = self._recipe.training
+        self._watchdog.begin(f"step {self._step + 1}")
         started = time.perf_counter()
         lr = learning_rate(training, self._step)
         set_hyperparameters(self._optimizer, training, lr=lr)
@@ -163,11 +217,19 @@ class _Run:
             num_micro_batches=training.global_batch_size // self._context.dp_size,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
+            vote=float(self._stop is not None and self._stop.requested),
         )
-        self._refuse_non_finite("loss", loss.mean, packs)
-        grad_norm = optimizer_step(self._optimizer, self._context)
-        self._refuse_non_finite("gradient norm", grad_norm, packs)
+        self._is_stopping = loss.votes > 0
         self._step += 1
+        judge = self._guard.of_step(self._step, packs, loss.token_losses)
+        if judge.refuses("loss", loss.mean):
+            return None
+        judge.watch(loss.mean)
+        grad_norm = optimizer_step(
+            self._optimizer, self._context, refuses=partial(judge.refuses, "gradient norm")
+        )
+        if not math.isfinite(grad_norm):
+            return None
         seconds = time.perf_counter() - started
         num_slots = training.global_batch_size * self._recipe.data.seq_length
         consumed = self._step * training.global_batch_size
@@ -185,20 +247,11 @@ class _Run:
             epoch=consumed / self._stream.num_packs,
         )
 
-    def _refuse_non_finite(self, name: str, value: float, packs: list[int]) -> None:
-        # The value is the same on every rank, so all ranks stop together.
-        if not math.isfinite(value):
-            documents = [self._stream.documents_of(pack) for pack in packs]
-            raise DsmError(
-                f"step {self._step + 1}: {name} is {value}; lower training.lr or look at the "
-                f"data, and go on with --resume from the last checkpoint, if there is one. "
-                f"Documents of the step, by pack: {documents}"
-            )
-
     def _validate(self, writer: MetricsWriter | None) -> None:
         stream = self._validation_stream
         if stream is None:
             return
+        self._watchdog.begin(f"the validation after step {self._step}")
         packs = list(range(stream.num_packs))
         num_micro_batches = -(-len(packs) // self._context.dp_size)
         if self._context.vp_size > 1:  # an interleaved pipeline takes them in groups
@@ -221,6 +274,7 @@ class _Run:
             self._observer.on_validation(self._step, loss.mean)
 
     def _save(self) -> Path:
+        self._watchdog.begin(f"saving step {self._step}")
         sync_parameters(self._wrapped)
         description = CheckpointDescription(
             step=self._step,
@@ -282,9 +336,15 @@ class _Run:
                 )
 
 
-def _agreed_start(recipe: TrainRecipe, stream: dict[str, Any], *, resume: bool) -> Path | None:
+def _afresh() -> None:
+    """No checkpoint to start from."""
+
+
+def _agreed_start(
+    recipe: TrainRecipe, stream: dict[str, Any], find_start: Callable[[], Path | None]
+) -> Path | None:
     """The checkpoint rank 0 finds, for all ranks; None for a fresh start."""
-    found: list[Any] = [latest_checkpoint(recipe.run) if resume and dist.get_rank() == 0 else None]
+    found: list[Any] = [find_start() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     refuse_disagreement(recipe, stream)
     return found[0]

@@ -62,6 +62,8 @@ class TrainObserver(Protocol):
 
     def on_checkpoint(self, step: int, folder: Path) -> None: ...
 
+    def on_fault(self, step: int, text: str) -> None: ...
+
 
 class MetricsWriter:
     """Appends to RUN/metrics.jsonl and RUN/tensorboard; only rank 0 has one."""
@@ -89,6 +91,10 @@ class MetricsWriter:
         self._line({"kind": "validation", "step": step, "loss": loss})
         if self._board is not None:
             self._board.add_scalar("validation/loss", loss, step)
+
+    def event(self, kind: str, step: int, **values: Any) -> None:
+        """Writes a line of another kind."""
+        self._line({"kind": kind, "step": step, **values})
 
     def close(self) -> None:
         """Flushes both."""

@@ -1,15 +1,15 @@
 """One forward and backward pass over micro-batches, and one optimizer step."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -24,6 +24,10 @@ class LossSum:
 
     total: float
     num_tokens: int
+    token_losses: tuple[Tensor, ...] = ()
+    """Of this rank's micro-batches, [1, T] each; none on ranks without the output layer."""
+    votes: float = 0.0
+    """What the ranks voted, in all."""
 
     @property
     def mean(self) -> float:
@@ -39,9 +43,11 @@ def forward_backward(
     seq_length: int,
     context: ParallelContext,
     forward_only: bool = False,
+    vote: float = 0.0,
 ) -> LossSum:
     """Runs this rank's micro-batches through its chunks; the sum returned is that of all ranks, on
-    every rank. `micro_batches` are those of `PackStream`, the same on all stages.
+    every rank. `micro_batches` are those of `PackStream`, the same on all stages. `vote` goes to
+    all ranks with the sums.
 
     Afterwards, unless `forward_only`, the gradient buffers hold the gradient of the mean over
     the supervised tokens of the global batch.
@@ -58,21 +64,46 @@ def forward_backward(
             micro_batch_size=1,
             forward_only=forward_only,
         )
-    sums = torch.zeros(2, dtype=torch.float64, device=context.device)
-    for report in reports:
-        sums += report["loss_sum_and_tokens"].double()
-    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    if context.pp_size > 1:  # only the last stage has a loss; the others added zero
-        dist.all_reduce(sums, group=parallel_state.get_pipeline_model_parallel_group())
-    total, num_tokens = sums.tolist()
-    return LossSum(total=total, num_tokens=int(num_tokens))
+    sums = torch.zeros(3, dtype=torch.float64, device=context.device)
+    if context.tp_rank == 0:  # tensor-parallel ranks have the same loss
+        for report in reports:
+            sums[:2] += report["loss_sum_and_tokens"]
+    sums[2] = vote
+    dist.all_reduce(sums)  # only the last stage has a loss; the others add zero
+    total, num_tokens, votes = sums.tolist()
+    return LossSum(
+        total=total,
+        num_tokens=int(num_tokens),
+        token_losses=tuple(report["token_losses"] for report in reports),
+        votes=votes,
+    )
 
 
-def optimizer_step(optimizer: MegatronOptimizer, context: ParallelContext) -> float:
-    """Clips, moves the weights, and returns the gradient norm before clipping."""
+def optimizer_step(
+    optimizer: MegatronOptimizer,
+    context: ParallelContext,
+    *,
+    refuses: Callable[[float], bool] = lambda grad_norm: False,
+) -> float:
+    """Clips, moves the weights, and returns the gradient norm before clipping.
+
+    Where `refuses` says so of that norm, neither weights nor moments have been touched. These are
+    the stages of ChainedOptimizer.step, in its order.
+    """
     with context.megatron_scope():
-        _, grad_norm, _ = cast(Any, optimizer.step())  # annotated as returning nothing
-    return float(grad_norm)
+        overflowed = optimizer.prepare_grads()
+        assert not overflowed, "only a loss scaler finds overflows, and there is none"
+        grad_norm = float(cast(Any, optimizer.get_grad_norm()))
+        if refuses(grad_norm):
+            return grad_norm
+        for member in getattr(optimizer, "chained_optimizers", [optimizer]):
+            parameters = [] if member.is_stub_optimizer else member.get_parameters()
+            if parameters and member.config.clip_grad > 0:
+                clip_grad_by_total_norm_fp32(
+                    parameters, max_norm=member.config.clip_grad, total_norm=grad_norm
+                )
+        optimizer.step_with_ready_grads()
+    return grad_norm
 
 
 def _forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
@@ -92,4 +123,5 @@ def _loss_and_report(
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     loss_sum, num_tokens = supervised_loss(token_losses, loss_weights)
     report = torch.stack([loss_sum.detach().double(), num_tokens.double()])
-    return loss_sum, num_tokens, {"loss_sum_and_tokens": report}
+    reports = {"loss_sum_and_tokens": report, "token_losses": token_losses.detach()}
+    return loss_sum, num_tokens, reports

@@ -65,6 +65,19 @@ class PackStream:
         """Dataset ids of the documents in a pack."""
         return [int(document) for document in self._packs.pack(pack_idx)]
 
+    @property
+    def reader(self) -> PackReader:
+        """What packs are read with."""
+        return self._reader
+
+    def read_from(self, reader: PackReader) -> None:
+        """Takes packs from another reader of the same pack index."""
+        self._reader = reader
+
+    def packs_of_rank(self, pack_indices: list[int]) -> list[int]:
+        """This data-parallel rank's share of the packs, in the order of its micro-batches."""
+        return self._share(pack_indices)
+
     def num_tokens(self, pack_indices: list[int]) -> int:
         """Tokens of documents in these packs, padding left out."""
         return int(self._tokens_in_pack[pack_indices].sum())

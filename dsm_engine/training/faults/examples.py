@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def document_sums(token_losses: Tensor, batch: MicroBatch, *, cp_size: int) -> S
     losses = token_losses.detach().cpu().double().flatten()
     supervised = (batch.loss_weights > 0).cpu().flatten()
     sums: Sums = []
-    for begin, end in zip(ends, ends[1:], strict=False):
+    for begin, end in pairwise(ends):
         mine = losses[begin:end][supervised[begin:end]]
         sums.append((float(mine.sum()), len(mine)))
     return sums
@@ -80,8 +81,7 @@ def _added(parts: Sequence[Mapping[int, Sums]]) -> dict[int, Sums]:
         for pack, sums in part.items():
             before = added.get(pack, [(0.0, 0)] * len(sums))
             added[pack] = [
-                (total + more, n + m)
-                for (total, n), (more, m) in zip(before, sums, strict=True)
+                (total + more, n + m) for (total, n), (more, m) in zip(before, sums, strict=True)
             ]
     return added
 

@@ -12,14 +12,14 @@ import orjson
 
 from dsm_engine.errors import DsmError
 
-_NAME = "faults.jsonl"
-
 
 class FaultLedger:
     """The ledger of a run; only rank 0 writes."""
 
+    NAME = "faults.jsonl"
+
     def __init__(self, run: Path) -> None:
-        self._path = run / _NAME
+        self._path = run / self.NAME
 
     def write(self, kind: str, step: int, **values: Any) -> None:
         """Adds a line. Numbers that are not finite are written as text."""

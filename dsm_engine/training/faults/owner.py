@@ -119,11 +119,19 @@ def this_agent() -> str | None:
     return f"{socket.gethostname()}/{agent}/{_started(agent)}"
 
 
-def began_by(run: Path, agent: str | None) -> bool:
-    """Whether the run in the folder was begun by a job with this agent: torchrun starts it again.
-    """
+def all_agents() -> list[str]:
+    """The agents of the job's ranks, each once; none without torchrun. All ranks together."""
+    import torch.distributed as dist
+
+    agents: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(agents, this_agent())
+    return sorted({agent for agent in agents if agent is not None})
+
+
+def began_by(run: Path, agent: str) -> bool:
+    """Whether the run in the folder was begun by a job with this agent: it starts it again."""
     found = _read(run / _RECORD)
-    return found is not None and agent is not None and agent in found.agents
+    return found is not None and agent in found.agents
 
 
 def _read(path: Path) -> _Owner | None:

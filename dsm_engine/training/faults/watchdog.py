@@ -107,7 +107,9 @@ class Watchdog:
         path = self._run / "hang" / f"rank_{self._rank}.txt"
         make_folder(path.parent)
         with path.open("w", encoding="utf-8") as file:
-            file.write(f"rank {self._rank} on {socket.gethostname()}, pid {os.getpid()}: {reason}\n")
+            file.write(
+                f"rank {self._rank} on {socket.gethostname()}, pid {os.getpid()}: {reason}\n"
+            )
             file.flush()
             faulthandler.dump_traceback(file, all_threads=True)
         return path
