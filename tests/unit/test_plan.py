@@ -82,11 +82,12 @@ def test_a_pack_index_file_is_planned_with(
 ) -> None:
     packs = tmp_path / "best.packs"
     argv = ["pack", str(sample_data / "train"), "--capacity", "512", "--strategy", "best_fit"]
-    assert main([*argv, "--output", str(packs)]) == 0
+    assert main([*argv, "--alignment", "4", "--output", str(packs)]) == 0
     capsys.readouterr()
     assert main(["plan", str(small_recipe), f"data.packs={packs}", "--json"]) == 2
     assert "4 GPUs" not in (error := capsys.readouterr().err) and "not divisible" in error
     argv = ["plan", str(small_recipe), f"data.packs={packs}", "--json", "--world-size", "4"]
+    argv.append("parallel.context_parallel_size=2")  # which the index's alignment allows
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     best = build_pack_index(
@@ -94,6 +95,7 @@ def test_a_pack_index_file_is_planned_with(
         capacity=512,
         strategy="best_fit",
         seed=1234,
+        alignment=4,
     )
     assert found["data"]["packs_per_epoch"] == best.num_packs
 
