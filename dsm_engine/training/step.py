@@ -111,7 +111,8 @@ def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tenso
 def _loss_and_report(
     batch: MicroBatch, token_losses: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The weighted sum, its divisor, and all sums of `LossSum` in one row, on the device."""
+    """The weighted sum, its divisor, and a report on the device: all sums of `LossSum` in one row,
+    and those of the tokens alone."""
     weights = batch.loss_weights
     weighted_sum, divisor = supervised_loss(token_losses, weights, batch.divisor)
     objective = torch.stack([weighted_sum.detach().double(), divisor.double()])
@@ -125,4 +126,4 @@ def _loss_and_report(
         cp_size = parallel_state.get_context_parallel_world_size()
         ends = batch.packed_seq_params.cu_seqlens_q // cp_size
         sums.append(slice_sums(token_losses, weights, ends, batch.slice_ids, batch.num_slices))
-    return weighted_sum, divisor, {"sums": torch.cat(sums)}
+    return weighted_sum, divisor, {"loss_sum_and_tokens": tokens, "sums": torch.cat(sums)}
