@@ -32,7 +32,6 @@ class Job:
     precision: Precision
     parallel: ParallelConfig
     work: PackWork
-    alignment: int
     global_batch_size: int
     steps: int
     remarks: tuple[str, ...]
@@ -51,7 +50,7 @@ class Job:
                 ffn_hidden_size=model.ffn_hidden_size,
                 vocab_size=model.vocab_size,
                 seq_length=self.work.seq_length,
-                alignment=self.alignment,
+                alignment=self.work.alignment,
                 global_batch_size=self.global_batch_size,
             ),
             world_size=world_size,
@@ -166,7 +165,6 @@ def job_of(recipe: TrainRecipe, assumed: AssumedData) -> Job:
         precision=recipe.training.precision,
         parallel=recipe.parallel,
         work=work,
-        alignment=recipe.data.alignment,
         global_batch_size=recipe.training.global_batch_size,
         steps=recipe.training.steps,
         remarks=tuple(remarks),

@@ -82,11 +82,12 @@ def test_a_pack_index_file_is_planned_with(
 ) -> None:
     packs = tmp_path / "best.packs"
     argv = ["pack", str(sample_data / "train"), "--capacity", "512", "--strategy", "best_fit"]
-    assert main([*argv, "--output", str(packs)]) == 0
+    assert main([*argv, "--alignment", "4", "--output", str(packs)]) == 0
     capsys.readouterr()
     assert main(["plan", str(small_recipe), f"data.packs={packs}", "--json"]) == 2
     assert "4 GPUs" not in (error := capsys.readouterr().err) and "not divisible" in error
     argv = ["plan", str(small_recipe), f"data.packs={packs}", "--json", "--world-size", "4"]
+    argv.append("parallel.context_parallel_size=2")  # which the index's alignment allows
     assert main(argv) == 0
     found = json.loads(capsys.readouterr().out)
     best = build_pack_index(
@@ -94,6 +95,7 @@ def test_a_pack_index_file_is_planned_with(
         capacity=512,
         strategy="best_fit",
         seed=1234,
+        alignment=4,
     )
     assert found["data"]["packs_per_epoch"] == best.num_packs
 
@@ -182,6 +184,7 @@ def test_it_needs_neither_torch_nor_a_gpu_and_takes_under_a_few_seconds() -> Non
         (["--intra-bandwidth", "0"], "--intra-bandwidth is above 0"),
         (["--device-memory-gib", "-1"], "--device-memory-gib is above 0"),
         (["--overhead-gib", "-1"], "latency and overhead are 0 or more"),
+        (["--top", "-1"], "--top is 0 or more"),
         (["--assume-fill", "0"], "assumed fill"),
         (["--assume-mean-length", "0.5"], "assumed mean length"),
         (["--assume-documents", "0"], "assumed number of documents"),
@@ -199,6 +202,17 @@ def test_a_users_fault_is_one_line_and_exit_code_2(
     assert words in captured.err
     assert len(captured.err.splitlines()) == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("option", ["--overhead-gib", "--assume-fill", "--latency-us"])
+@pytest.mark.parametrize("value", ["nan", "inf", "x"])
+def test_what_is_no_number_is_refused(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["plan", str(PAPER), option, value])
+    assert caught.value.code == 2
+    assert option in capsys.readouterr().err
 
 
 def test_one_message_lists_every_mistake_of_a_layout() -> None:
