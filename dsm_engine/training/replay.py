@@ -10,6 +10,7 @@ Nothing is written.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,7 @@ class _Replay:
         ]
         parts: list[Any] = [None] * self._context.world_size
         dist.all_gather_object(parts, mine)
-        return list(dict.fromkeys(name for *_, name in sorted(sum(parts, []))))
+        return list(dict.fromkeys(name for *_, name in sorted(chain(*parts))))
 
     def _report_weights(self) -> None:
         names = self._not_finite({n: p.detach() for n, p in self._parameters().items()})
