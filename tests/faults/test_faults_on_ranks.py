@@ -139,6 +139,7 @@ def test_a_rank_that_hangs_ends_the_job_with_stacks_of_all_ranks(launch: Launch)
     pytest.fail("no rank said that it is late")
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_started_again_and_the_run_is_the_undisturbed_one(
     launch: Launch, tmp_path: Path, sample_data: Path, make_recipe: Make
 ) -> None:
