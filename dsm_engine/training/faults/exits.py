@@ -1,5 +1,6 @@
 """How a run that did not come to its end leaves, and the exit codes that say so."""
 
+import multiprocessing
 import os
 import socket
 import sys
@@ -46,6 +47,8 @@ def say(text: str) -> None:
 
 
 def leave_at_once(exit_code: int, text: str) -> NoReturn:
-    """Ends the process from any thread, whatever the main thread is blocked in."""
+    """Ends the process and its children from any thread, whatever the main thread is in."""
     say(text)
+    for child in multiprocessing.active_children():
+        child.kill()  # nobody is left that would end them
     os._exit(exit_code)

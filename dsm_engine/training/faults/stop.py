@@ -11,6 +11,7 @@ import signal
 import socket
 import threading
 import time
+from pathlib import Path
 from typing import Self
 
 from dsm_engine.training.faults.exits import STOP_TOO_SLOW, leave_at_once, say
@@ -84,6 +85,8 @@ class StopRequest:
 
     def _note(self, number: signal.Signals) -> None:
         now = time.monotonic()
+        if number == signal.SIGTERM and lost_a_sibling():
+            leave_at_once(128 + number, "torchrun ends the job: a rank of this machine is gone")
         if self._requested_at is None:
             self._requested_at = now
             say(f"{number.name}: finishing the step, saving, then leaving")
@@ -100,6 +103,28 @@ class StopRequest:
             signal.set_wakeup_fd(-1)
             for number in SIGNALS:
                 signal.signal(number, signal.SIG_IGN)
+
+
+def lost_a_sibling() -> bool:
+    """Whether torchrun's agent has fewer ranks on this machine than it started.
+
+    It sends SIGTERM when it is told to stop, and also when a rank has died. There is nobody left to
+    finish a step with then.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    return _num_ranks_of(os.getppid()) < int(os.environ["LOCAL_WORLD_SIZE"])
+
+
+def _num_ranks_of(agent: int) -> int:
+    """Living children of torchrun's agent that are ranks."""
+    ranks = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
+            if int(parent) == agent and state != "Z":
+                ranks += b"\0LOCAL_RANK=" in b"\0" + (folder / "environ").read_bytes()
+    return ranks
 
 
 def _noted(number: int, frame: object) -> None:
