@@ -18,7 +18,7 @@ from dsm_engine.planning.communication import (
     step_traffic,
 )
 from dsm_engine.planning.memory import StageMemory, memory_by_stage, worst_stage
-from dsm_engine.planning.parameters import Component, parameters_by_component, stage_chunks
+from dsm_engine.planning.parameters import Component, stage_chunks
 from dsm_engine.planning.step_time import StepTime, peak_of, predict_step_time
 from dsm_engine.planning.work import AssumedData, PackWork, pack_work, planned_model
 from dsm_engine.training.config import TrainRecipe
@@ -247,4 +247,4 @@ def _ends(pp: int) -> list[int]:
 
 def _whole_model(model: ModelConfig) -> dict[Component, int]:
     (chunk,) = stage_chunks(model, ParallelConfig(), stage=0, dp_cp_size=1)
-    return parameters_by_component(chunk.parameters)
+    return chunk.components
