@@ -74,12 +74,6 @@ class SliceTable:
             if count
         }
 
-    def notes(self) -> list[str]:
-        """What is left out, for the run's log."""
-        if not self.left_out:
-            return []
-        return [f"no losses by {', '.join(self.left_out)}: more than logging.max_slices"]
-
     def _add(self, names: list[str], codes: NDArray[np.integer]) -> None:
         self._columns.append(codes.astype(np.int32) + np.int32(len(self.names)))
         self.names += tuple(names)
@@ -89,9 +83,24 @@ def slices_of(
     dataset: TokenizedDataset, logging: LoggingConfig, device: torch.device
 ) -> SliceTable | None:
     """The slices the recipe asks for; None where it does not, or a GPU has no operator for them."""
-    if not logging.slices or (device.type == "cuda" and cuda_core is None):
+    if not logging.slices or _lacks_operators(device):
         return None
     return SliceTable(dataset.attribute_table, max_slices=logging.max_slices)
+
+
+def slice_notes(
+    table: SliceTable | None, logging: LoggingConfig, device: torch.device
+) -> list[str]:
+    """What the recipe asks for and the run will not log, for whoever watches it."""
+    if logging.slices and _lacks_operators(device):
+        return ["no losses by slice: dsm_engine was built without nvcc and has no CUDA operators"]
+    if table is None or not table.left_out:
+        return []
+    return [f"no losses by {', '.join(table.left_out)}: more than logging.max_slices"]
+
+
+def _lacks_operators(device: torch.device) -> bool:
+    return device.type == "cuda" and cuda_core is None
 
 
 def slice_sums(

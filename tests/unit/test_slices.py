@@ -7,7 +7,10 @@ import pytest
 import torch
 
 from dsm_engine.data.sidecars import AttributeTable, AttributeTableWriter
-from dsm_engine.training.slices import SliceTable, slice_sums
+from dsm_engine.data.tokenized_dataset import TokenizedDataset
+from dsm_engine.training import slices
+from dsm_engine.training.config import LoggingConfig
+from dsm_engine.training.slices import SliceTable, slice_notes, slice_sums, slices_of
 
 DOCUMENTS = [
     ("gsm8k", "en", "cot", "algebra"),
@@ -66,6 +69,23 @@ def test_what_has_too_many_values_is_left_out_and_named(tmp_path: Path) -> None:
     table = SliceTable(_table(tmp_path, documents), max_slices=4)
     assert table.names == ("source/s", "language/en", "format/cot")
     assert table.left_out == ["topic (5 values)", "combinations (5)"]
+
+
+def test_what_is_left_out_is_said_when_the_run_starts(
+    sample_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = TokenizedDataset(sample_data / "train")
+    few = LoggingConfig(max_slices=1)
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    (note,) = slice_notes(slices_of(dataset, few, cpu), few, cpu)
+    assert "format (" in note and "more than logging.max_slices" in note
+    assert slice_notes(slices_of(dataset, LoggingConfig(), cpu), LoggingConfig(), cpu) == []
+    monkeypatch.setattr(slices, "cuda_core", None)
+    assert slices_of(dataset, few, cuda) is None
+    (note,) = slice_notes(None, few, cuda)
+    assert "built without nvcc" in note
+    off = LoggingConfig(slices=False)
+    assert slices_of(dataset, off, cuda) is None and slice_notes(None, off, cuda) == []
 
 
 def test_combinations_that_one_attribute_tells_apart_are_not_said_twice(tmp_path: Path) -> None:
