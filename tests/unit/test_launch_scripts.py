@@ -114,7 +114,8 @@ def test_a_job_out_of_time_is_asked_to_save_and_training_is_queued_again(
     _program(
         tmp_path / "srun",
         f'trap "echo saved >>{log}; exit 0" USR1',
-        f'echo "$DSM_RDZV $DSM_RDZV_ID $DSM_NNODES ${{DSM_MAX_RESTARTS:-}} ${{*#{TOOLS}/}}" >>{log}',
+        f'echo "$DSM_RDZV $DSM_RDZV_ID $DSM_NNODES ${{DSM_MAX_RESTARTS:-}}" >>{log}',
+        f'echo "${{*#{TOOLS}/}}" >>{log}',
         "for i in {1..300}; do sleep 0.1; done",
     )
     environment = {
@@ -128,16 +129,16 @@ def test_a_job_out_of_time_is_asked_to_save_and_training_is_queued_again(
     job = subprocess.Popen(
         ["bash", str(TOOLS / "slurm_train.sbatch"), "x.yaml", "a=b"], env=environment
     )
-    _wait_for(log, 1)
+    _wait_for(log, 2)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=20) == 0
+    assert job.wait(timeout=60) == 0
     job_lines = log.read_text().splitlines()
     common = "--kill-on-bad-exit=1 run_node.sh"
     if program:
-        expected = [f"n7:20123 40123_0 2 0 {common} {program} x.yaml a=b", "saved"]
+        expected = ["n7:20123 40123_0 2 0", f"{common} {program} x.yaml a=b", "saved"]
     else:
         train = "-m dsm_engine.cli train --resume x.yaml a=b"
-        expected = [f"n7:20123 40123_0 2  {common} {train}", "saved", "scontrol requeue 40123"]
+        expected = ["n7:20123 40123_0 2 ", f"{common} {train}", "saved", "scontrol requeue 40123"]
     assert job_lines == expected
 
 
@@ -168,11 +169,11 @@ def test_signals_of_a_node_reach_the_processes_and_their_end_is_its_own(
     for number, one in enumerate(signals, start=1):
         _wait_for(log, number)
         node.send_signal(one)
-    assert node.wait(timeout=20) == 7
+    assert node.wait(timeout=60) == 7
     assert log.read_text().splitlines() == ["ready", *expected]
 
 
-def test_two_nodes_meet_and_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
+def test_two_nodes_started_through_ssh_are_one_job(tmp_path: Path) -> None:
     """ssh is bash here: both nodes are this machine."""
     _program(tmp_path / "ssh", 'shift 2; bash -c "$2"')
     (tmp_path / "job.py").write_text(
@@ -181,12 +182,11 @@ def test_two_nodes_meet_and_a_process_that_dies_is_started_again(tmp_path: Path)
         "dist.init_process_group('gloo')\n"
         "ranks = [None] * dist.get_world_size()\n"
         "dist.all_gather_object(ranks, int(os.environ['RANK']))\n"
-        "restarts = os.environ['TORCHELASTIC_RESTART_COUNT']\n"
-        "if restarts == '0':\n"
-        "    sys.exit(3)\n"
-        "print('ranks', ranks, 'restart', restarts, sys.argv[1:], flush=True)\n"
+        "print('ranks', ranks, sys.argv[1:], flush=True)\n"
+        "dist.barrier()\n"
+        "dist.destroy_process_group()\n"
     )
-    given = ["--hosts", "localhost,127.0.0.1", "--gpus", "1", "--restarts", "2"]
+    given = ["--hosts", "localhost,127.0.0.1", "--gpus", "1"]
     given += ["--port", str(_free_port()), "--id", f"test{os.getpid()}"]
     done = subprocess.run(
         ["bash", str(TOOLS / "launch_nodes.sh"), *given, str(tmp_path / "job.py"), "a b"],
@@ -202,7 +202,7 @@ def test_two_nodes_meet_and_a_process_that_dies_is_started_again(tmp_path: Path)
     )
     assert done.returncode == 0, done.stdout + done.stderr
     found = [line for line in done.stdout.splitlines() if "ranks" in line]
-    expected = "ranks [0, 1] restart 1 ['a b']"
+    expected = "ranks [0, 1] ['a b']"
     assert sorted(found) == [f"[127.0.0.1] {expected}", f"[localhost] {expected}"]
 
 
@@ -229,11 +229,11 @@ def _program(path: Path, *lines: str) -> None:
 
 
 def _wait_for(log: Path, num_lines: int) -> None:
-    for _ in range(400):
+    for _ in range(1200):
         if log.exists() and len(log.read_text().splitlines()) >= num_lines:
             return
         time.sleep(0.05)
-    raise AssertionError(f"{log} has fewer than {num_lines} lines after 20 s")
+    raise AssertionError(f"{log} has fewer than {num_lines} lines after a minute")
 
 
 def _free_port() -> int:
