@@ -24,11 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Trains, with a progress bar on rank 0."""
     quiet_megatron()
+    from dsm_engine.cli.in_job import in_job_evaluation
     from dsm_engine.cli.train_observer import TerminalObserver
     from dsm_engine.recipes import load_recipe
     from dsm_engine.training.config import TrainRecipe
     from dsm_engine.training.loop import train
 
     recipe = load_recipe(Path(arguments.recipe), arguments.overrides, TrainRecipe)
+    evaluate = in_job_evaluation(recipe.evaluation)
     with TerminalObserver() as observer:
-        train(recipe, resume=arguments.resume, observer=observer)
+        train(recipe, resume=arguments.resume, observer=observer, evaluate=evaluate)

@@ -1,7 +1,6 @@
 """The training run, from a recipe to a checkpoint."""
 
 import math
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -14,45 +13,64 @@ from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import attention_case, build_chunks
+from dsm_engine.model.hf_weights import read_generation_config, save_hf_model
 from dsm_engine.parallel.context import ParallelContext, parallel_context
+from dsm_engine.training.boards import refuse_missing_wandb
 from dsm_engine.training.checkpoint import (
     CheckpointDescription,
+    CheckpointWriter,
+    SaveOutcome,
     describe_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     optimizer_kind,
-    save_checkpoint,
 )
 from dsm_engine.training.config import TrainRecipe
-from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
+from dsm_engine.training.in_job_evaluation import (
+    EvaluateFolder,
+    InJobEvaluation,
+    refuse_missing_evaluation,
+)
+from dsm_engine.training.meter import Meter
+from dsm_engine.training.metrics import MetricsWriter, RunStart, TrainObserver
 from dsm_engine.training.optimizer import (
     set_hyperparameters,
     sync_parameters,
     wrap_for_training,
 )
+from dsm_engine.training.phases import PhaseClock
+from dsm_engine.training.reports import RunReports
 from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
 from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
+from dsm_engine.training.slices import SliceTable, slices_of
 from dsm_engine.training.step import forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
 
 
 def train(
-    recipe: TrainRecipe, *, resume: bool = False, observer: TrainObserver | None = None
+    recipe: TrainRecipe,
+    *,
+    resume: bool = False,
+    observer: TrainObserver | None = None,
+    evaluate: EvaluateFolder | None = None,
 ) -> Path:
     """Runs the recipe to its last step and returns the last checkpoint.
 
-    Every rank of the job calls it. Raises DsmError for faults of the recipe, the data or the run
-    folder, before anything is written.
+    Every rank of the job calls it. `evaluate` is what the section `evaluation` calls. Raises
+    DsmError for faults of the recipe, the data or the run folder, before anything is written.
     """
+    refuse_missing_wandb(recipe.logging)
+    refuse_missing_evaluation(recipe, evaluate)
     model = model_of(recipe)
     data = open_run_data(recipe, model)
     refuse_foreign_folder(recipe.run, resume=resume)
     refuse_layout(recipe, model, data)
     with parallel_context(recipe.parallel, seed=recipe.seed) as context:
         dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
-        return _Run(recipe, model, data, context, observer, resume=resume).to_the_end()
+        run = _Run(recipe, model, data, context, observer, evaluate, resume=resume)
+        return run.to_the_end()
 
 
 class _Run:
@@ -65,6 +83,7 @@ class _Run:
         data: RunData,
         context: ParallelContext,
         observer: TrainObserver | None,
+        evaluate: EvaluateFolder | None,
         *,
         resume: bool,
     ) -> None:
@@ -74,13 +93,27 @@ class _Run:
         self._observer = observer if context.rank == 0 else None
         self._data = data
         pad_id = data.tokenizer.eos_id
+        self._slices = slices_of(data.train, recipe.logging, context.device)
+        self._validation_slices: SliceTable | None = None
         self._stream = PackStream(
-            data.train, data.train_packs, pad_id=pad_id, seed=recipe.seed, context=context
+            data.train,
+            data.train_packs,
+            pad_id=pad_id,
+            seed=recipe.seed,
+            context=context,
+            weighting=recipe.training.loss_weighting,
+            slices=self._slices,
         )
         self._validation_stream: PackStream | None = None
         if data.validation is not None and data.validation_packs is not None:
+            self._validation_slices = slices_of(data.validation, recipe.logging, context.device)
             self._validation_stream = PackStream(
-                data.validation, data.validation_packs, pad_id=pad_id, seed=0, context=context
+                data.validation,
+                data.validation_packs,
+                pad_id=pad_id,
+                seed=0,
+                context=context,
+                slices=self._validation_slices,
             )
         self._stream_identity = data.stream_identity(recipe)
         self._start_from = _agreed_start(recipe, self._stream_identity, resume=resume)
@@ -103,17 +136,35 @@ class _Run:
         self._wrapped, self._optimizer = wrap_for_training(
             self._chunks, recipe.training, recipe.parallel, context
         )
+        self._checkpoints = CheckpointWriter(
+            recipe.run,
+            self._chunks,
+            self._optimizer,
+            context,
+            keep=recipe.logging.keep_checkpoints,
+            background=recipe.logging.save_async,
+        )
+        self._newest = self._start_from
         self._step = 0
         if self._start_from is not None:
             loaded = load_checkpoint(
                 self._start_from, model, self._chunks, self._optimizer, context
             )
             self._step = loaded.step
+        self._clock = PhaseClock(context.device)
+        self._clock.watch(self._wrapped[0].config, self._optimizer)
+        self._meter = Meter(recipe, model, self._stream, self._slices, context)
+        self._evaluation: InJobEvaluation | None = None
+        if recipe.evaluation is not None:
+            assert evaluate is not None, "refused above"
+            self._evaluation = InJobEvaluation(
+                recipe.evaluation, recipe.run, data.tokenizer, evaluate, first_step=self._step
+            )
+        self._reports = RunReports(None, self._observer)
 
     def to_the_end(self) -> Path:
         recipe, training = self._recipe, self._recipe.training
         with ExitStack() as stack:
-            writer: MetricsWriter | None = None
             if self._context.rank == 0:
                 stack.enter_context(only_writer(recipe.run))
                 write_run_folder(
@@ -123,34 +174,35 @@ class _Run:
                     self._data.tokenizer,
                     attention=self._attention,
                 )
-                writer = MetricsWriter(
-                    recipe.run, first_step=self._step, tensorboard=recipe.logging.tensorboard
-                )
+                writer = MetricsWriter(recipe, first_step=self._step)
                 stack.callback(writer.close)
-            if self._observer is not None:
-                self._observer.on_start(self._run_start())
-            folder = self._start_from
-            if folder is None and recipe.logging.save_initial:
-                folder = self._save()
+                self._reports = RunReports(writer, self._observer)
+            stack.callback(self._reports.flush)
+            self._reports.start(self._run_start())
+            if self._newest is None and recipe.logging.save_initial:
+                self._save()
             if self._step == 0:
-                self._validate(writer)
+                self._validate()
+            self._evaluate()
+            steps_left = range(self._step, training.steps)
+            self._stream.read_ahead(steps_left, training.global_batch_size)
+            stack.callback(self._stream.close)
             while self._step < training.steps:
-                metrics = self._train_step()
-                if writer is not None:
-                    writer.step(metrics)
-                if self._observer is not None:
-                    self._observer.on_step(metrics)
+                self._train_step()
+                self._saved(self._checkpoints.poll())
                 last = self._step == training.steps
                 if last or self._step % recipe.logging.validate_every == 0:
-                    self._validate(writer)
+                    self._validate()
                 if last or self._step % recipe.logging.save_every == 0:
-                    folder = self._save()
-            assert folder is not None
-            return folder
+                    self._save()
+                self._evaluate()
+            self._saved(self._checkpoints.finish())
+            assert self._newest is not None
+            return self._newest
 
-    def _train_step(self) -> StepMetrics:
+    def _train_step(self) -> None:
         training = self._recipe.training
-        started = time.perf_counter()
+        self._clock.begin()
         lr = learning_rate(training, self._step)
         set_hyperparameters(self._optimizer, training, lr=lr)
         packs = self._stream.packs_of_step(self._step, training.global_batch_size)
@@ -159,35 +211,23 @@ class _Run:
         self._optimizer.zero_grad()
         loss = forward_backward(
             self._wrapped,
-            self._stream.micro_batches(packs),
+            self._clock.waiting(self._stream.micro_batches(packs)),
             num_micro_batches=training.global_batch_size // self._context.dp_size,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
+            num_slices=0 if self._slices is None else len(self._slices.names),
         )
         self._refuse_non_finite("loss", loss.mean, packs)
         grad_norm = optimizer_step(self._optimizer, self._context)
         self._refuse_non_finite("gradient norm", grad_norm, packs)
         self._step += 1
-        seconds = time.perf_counter() - started
-        num_slots = training.global_batch_size * self._recipe.data.seq_length
-        consumed = self._step * training.global_batch_size
-        return StepMetrics(
-            step=self._step,
-            loss=loss.mean,
-            grad_norm=grad_norm,
-            lr=lr,
-            num_tokens=self._stream.num_tokens(packs),
-            num_slots=num_slots,
-            num_supervised=loss.num_tokens,
-            step_time_s=seconds,
-            tokens_per_s=num_slots / seconds,
-            consumed_samples=consumed,
-            epoch=consumed / self._stream.num_packs,
-        )
+        measure = self._meter.of_step(self._step, packs, loss, grad_norm=grad_norm, lr=lr)
+        self._reports.step(self._clock.end(), measure)
 
     def _refuse_non_finite(self, name: str, value: float, packs: list[int]) -> None:
         # The value is the same on every rank, so all ranks stop together.
         if not math.isfinite(value):
+            self._checkpoints.wait()
             documents = [self._stream.documents_of(pack) for pack in packs]
             raise DsmError(
                 f"step {self._step + 1}: {name} is {value}; lower training.lr or look at the "
@@ -195,8 +235,8 @@ class _Run:
                 f"Documents of the step, by pack: {documents}"
             )
 
-    def _validate(self, writer: MetricsWriter | None) -> None:
-        stream = self._validation_stream
+    def _validate(self) -> None:
+        stream, slices = self._validation_stream, self._validation_slices
         if stream is None:
             return
         packs = list(range(stream.num_packs))
@@ -211,35 +251,61 @@ class _Run:
             num_micro_batches=num_micro_batches,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
+            num_slices=0 if slices is None else len(slices.names),
             forward_only=True,
         )
         for chunk in self._wrapped:
             chunk.train()
-        if writer is not None:
-            writer.validation(self._step, loss.mean)
-        if self._observer is not None:
-            self._observer.on_validation(self._step, loss.mean)
+        by_slice = {} if slices is None else slices.losses(loss.slice_sums)
+        self._reports.validation(self._step, loss.token_mean, by_slice)
 
-    def _save(self) -> Path:
+    def _evaluate(self) -> None:
+        """Where an evaluation is due after this step and was not done before."""
+        last = self._step == self._recipe.training.steps
+        if self._evaluation is None or not self._evaluation.is_due(self._step, last=last):
+            return
         sync_parameters(self._wrapped)
-        description = CheckpointDescription(
-            step=self._step,
-            model=self._model_config,
-            precision=self._recipe.training.precision,
-            stream=self._stream_identity,
-            optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
-        )
-        folder = save_checkpoint(
-            self._recipe.run,
-            description,
+        outcome = self._evaluation.run(self._step, self._export)
+        self._reports.evaluation(self._step, outcome)
+
+    def _export(self, folder: Path) -> None:
+        tokenizer = self._data.tokenizer
+        save_hf_model(
             self._chunks,
-            self._optimizer if description.optimizer is not None else None,
+            self._model_config,
             self._context,
-            keep=self._recipe.logging.keep_checkpoints,
+            folder,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            generation=read_generation_config(self._recipe.run),
         )
-        if self._observer is not None:
-            self._observer.on_checkpoint(self._step, folder)
-        return folder
+
+    def _save(self) -> None:
+        """Begins a checkpoint; whether it was written is told when it is known."""
+        with self._reports.waiting("checkpoint", self._step):
+            outcomes = self._begin_checkpoint()
+        self._saved(outcomes)
+
+    def _begin_checkpoint(self) -> list[SaveOutcome]:
+        sync_parameters(self._wrapped)
+        return self._checkpoints.save(
+            CheckpointDescription(
+                step=self._step,
+                model=self._model_config,
+                precision=self._recipe.training.precision,
+                stream=self._stream_identity,
+                optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
+            )
+        )
+
+    def _saved(self, outcomes: list[SaveOutcome]) -> None:
+        """Tells of checkpoints that have been written since they were begun, or could not be."""
+        for outcome in outcomes:
+            if outcome.fault is None:
+                self._newest = outcome.folder
+                self._reports.checkpoint(outcome.step, outcome.folder)
+            else:
+                self._reports.save_failed(outcome.step, outcome.fault)
 
     def _run_start(self) -> RunStart:
         return RunStart(
@@ -254,6 +320,7 @@ class _Run:
             world_size=self._context.world_size,
             device=str(self._context.device),
             attention=self._attention,
+            notes=[] if self._slices is None else self._slices.notes(),
         )
 
     def _refuse_other_stream(self, folder: Path) -> None:

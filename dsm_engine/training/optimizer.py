@@ -32,7 +32,7 @@ def wrap_for_training(
     wrapped = [
         DistributedDataParallel(
             chunk.config,
-            _gradient_buffers(parallel),
+            gradient_buffers(parallel),
             chunk,
             # Later chunks are not in the way of the last backward pass: one bucket for each.
             disable_bucketing=chunk_idx > 0,
@@ -41,12 +41,13 @@ def wrap_for_training(
     ]
     with context.megatron_scope():
         any_chunks: Any = wrapped
-        optimizer = get_megatron_optimizer(_adamw(training, parallel, context), any_chunks)
+        optimizer = get_megatron_optimizer(megatron_adamw(training, parallel, context), any_chunks)
     _install_hooks(wrapped, optimizer, parallel)
     return wrapped, optimizer
 
 
-def _gradient_buffers(parallel: ParallelConfig) -> DistributedDataParallelConfig:
+def gradient_buffers(parallel: ParallelConfig) -> DistributedDataParallelConfig:
+    """How gradients are summed: in fp32, over the data-parallel and context-parallel ranks."""
     return DistributedDataParallelConfig(
         grad_reduce_in_fp32=True,
         use_distributed_optimizer=parallel.use_distributed_optimizer,
@@ -55,9 +56,10 @@ def _gradient_buffers(parallel: ParallelConfig) -> DistributedDataParallelConfig
     )
 
 
-def _adamw(
+def megatron_adamw(
     training: OptimizationConfig, parallel: ParallelConfig, context: ParallelContext
 ) -> OptimizerConfig:
+    """AdamW as Megatron takes it."""
     # On a CPU the states are in host memory already.
     offload = parallel.optimizer_cpu_offload and context.device.type == "cuda"
     return OptimizerConfig(

@@ -7,14 +7,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dsm_engine.errors import DsmError
 from dsm_engine.parallel.context import ParallelContext
-from dsm_engine.training.checkpoint import CheckpointDescription, _verify
-
-_LAYERS = "decoder.layers."
+from dsm_engine.training.checkpoint import CheckpointDescription, read_metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +32,7 @@ def open_saved_tensors(
 
     All ranks together. Raises DsmError where a file is missing or damaged.
     """
-    _verify(folder, description, context)
-    metadata = FileSystemReader(str(folder)).read_metadata()
+    metadata = read_metadata(folder, description, context)
     chunks: dict[str, list[_Chunk]] = {}
     for index, stored in metadata.storage_data.items():
         saved = metadata.state_dict_metadata[index.fqn]
@@ -57,11 +53,7 @@ def open_saved_tensors(
 
 
 class SavedTensors:
-    """The tensors of a checkpoint, whatever layout wrote it.
-
-    Megatron keeps a parameter of all layers as one tensor with the layer as its first dimension,
-    in chunks: a layer, a part of it under tensor parallelism.
-    """
+    """The tensors of a checkpoint, whatever layout wrote it: in boxes, under tensor parallelism."""
 
     def __init__(self, folder: Path, chunks: Mapping[str, list[_Chunk]]) -> None:
         self._folder = folder
@@ -72,23 +64,17 @@ class SavedTensors:
 
         Raises DsmError where the checkpoint has no such parameter of this shape.
         """
-        key, first = name, ()
-        if name.startswith(_LAYERS):
-            layer, _, inner = name.removeprefix(_LAYERS).partition(".")
-            key, first = _LAYERS + inner, (int(layer),)
         whole: Tensor | None = None
         num_filled = 0
-        for chunk in self._chunks.get(key, ()):
-            if chunk.offsets[: len(first)] != first:
-                continue
-            assert chunk.sizes[: len(first)] == (1,) * len(first), (key, chunk)
-            part = self._read_chunk(chunk)[0] if first else self._read_chunk(chunk)
+        for chunk in self._chunks.get(name, ()):
+            part = self._read_chunk(chunk)
             if tuple(part.shape) == shape:
                 return part
             if whole is None:
                 whole = torch.empty(shape, dtype=part.dtype)
-            begins = chunk.offsets[len(first) :]
-            box = tuple(slice(at, at + size) for at, size in zip(begins, part.shape, strict=True))
+            box = tuple(
+                slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes, strict=True)
+            )
             whole[box].copy_(part)
             num_filled += part.numel()
         if whole is None or num_filled != whole.numel():
@@ -103,4 +89,14 @@ class SavedTensors:
         with path.open("rb") as file:
             file.seek(chunk.begin)
             content = BytesIO(file.read(chunk.num_bytes))
-        return torch.load(content, map_location="cpu", weights_only=True)
+        try:
+            part = torch.load(content, map_location="cpu", weights_only=True)
+        except Exception as error:  # foreign bytes make unpicklers raise what they like
+            raise self._cannot_be_loaded(path, str(error)) from error
+        if not isinstance(part, Tensor) or tuple(part.shape) != chunk.sizes:
+            raise self._cannot_be_loaded(path, "it holds no tensor of the size that .metadata says")
+        return part
+
+    def _cannot_be_loaded(self, path: Path, reason: str) -> DsmError:
+        lines = reason.strip().splitlines() or ["it is no tensor"]
+        return DsmError(f"{self._folder}: cannot be loaded: {path.name}: {lines[0]}")

@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, get_args
@@ -21,7 +22,7 @@ from dsm_engine.errors import DsmError
 from dsm_engine.model import gpt
 from dsm_engine.model.attention import backend as backend_module
 from dsm_engine.model.attention import flex, transformer_engine, varlen
-from dsm_engine.model.attention.backend import AttentionCase, import_error
+from dsm_engine.model.attention.backend import AttentionCase, ContextParallel, import_error
 from dsm_engine.model.attention.choice import BACKENDS, choose_backend, survey
 from dsm_engine.model.attention.packed import packed_attention
 from dsm_engine.model.attention.packs import packed_sequences
@@ -445,3 +446,57 @@ def test_transformer_engine_is_called_with_thd_and_one_module_for_all_layers(
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     served("te", scale=0.1)
     assert len(made) == 2, "TE reads the setting when the module is made"
+
+
+def test_transformer_engine_under_context_parallelism_gets_the_group_and_the_whole_packs_documents(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for variable in transformer_engine.ENVIRONMENT:
+        monkeypatch.setenv(variable, "1")
+    groups: list[tuple[Any, ...]] = []
+    calls: list[dict[str, Any]] = []
+
+    class DotProductAttention:
+        def __init__(self, *sizes: int, **options: Any) -> None:
+            pass
+
+        def set_context_parallel_group(self, *arguments: Any) -> None:
+            groups.append(arguments)
+
+        def __call__(self, query: Tensor, key: Tensor, value: Tensor, **arguments: Any) -> Tensor:
+            calls.append(arguments)
+            return query.flatten(1)
+
+    stand_in(monkeypatch, "transformer_engine.pytorch", DotProductAttention=DotProductAttention)
+
+    class Group:
+        def size(self) -> int:
+            return 2
+
+    group: Any = Group()
+    monkeypatch.setattr(
+        transformer_engine.dist, "get_process_group_ranks", lambda asked: [4, 6] * (asked is group)
+    )
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: "a stream")
+    lengths = (8, 16, 8)
+    pack = packed_sequences(cu_seqlens_of(lengths), lengths, max(lengths))
+    share, key, value, _ = make_inputs(sum(lengths) // 2, 4, 2, torch.bfloat16)
+    attend_share = BACKENDS["te"].attend_share
+    assert attend_share is not None
+    ranks = ContextParallel(group=group, rank=1, size=2)
+    assert attend_share(share, key, value, pack, 0.1, ranks).shape == share.shape
+    assert groups == [(group, [4, 6], "a stream", "p2p")]
+    (arguments,) = calls
+    ends = pack.cu_seqlens_q
+    assert arguments["cu_seqlens_q"] is arguments["cu_seqlens_q_padded"] is ends
+    assert arguments["cu_seqlens_kv"] is arguments["cu_seqlens_kv_padded"] is ends
+    assert arguments["pad_between_seqs"] is False
+    assert arguments["max_seqlen_q"] == arguments["max_seqlen_kv"] == sum(lengths)
+
+
+def test_backends_without_context_parallelism_say_so() -> None:
+    asked = replace(case("cpu"), cp_size=2)
+    assert choose_backend("auto", asked).name == "split"
+    for name in ("dense", "flex"):
+        with pytest.raises(DsmError, match=f"{name}: does not serve context parallelism; .*split"):
+            choose_backend(name, asked)

@@ -158,14 +158,30 @@ def test_deepseekmath_7b_has_the_published_number_of_parameters() -> None:
     assert round(config.num_parameters / 1e9, 3) == 6.910
 
 
-@pytest.mark.parametrize("tied", [False, True])
+LLAMA3 = {
+    "type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
+@pytest.mark.parametrize(
+    ("tied", "rope_scaling"),
+    [(False, None), (True, None), (False, {"type": "linear", "factor": 4.0}), (False, LLAMA3)],
+)
 def test_exported_model_has_equal_logits_in_transformers_and_comes_back_bit_for_bit(
-    one_rank: Any, tmp_path: Path, tied: bool
+    one_rank: Any, tmp_path: Path, tied: bool, rope_scaling: dict[str, Any] | None
 ) -> None:
     from transformers import LlamaForCausalLM
 
     config, gpt = _model(
-        one_rank, tie_word_embeddings=tied, rotary_base=5000.0, layernorm_epsilon=1e-4
+        one_rank,
+        tie_word_embeddings=tied,
+        rotary_base=5000.0,
+        layernorm_epsilon=1e-4,
+        rope_scaling=rope_scaling,
     )
     save_hf_model([gpt], config, one_rank, tmp_path, bos_id=1, eos_id=2)
     theirs = LlamaForCausalLM.from_pretrained(tmp_path).eval()
@@ -174,6 +190,11 @@ def test_exported_model_has_equal_logits_in_transformers_and_comes_back_bit_for_
         logits = gpt(tokens, torch.arange(tokens.size(1))[None], None)
         expected = theirs(tokens).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=0)
+    if rope_scaling is not None:
+        _, plain = _model(one_rank, rotary_base=5000.0, layernorm_epsilon=1e-4)
+        with torch.no_grad():
+            unscaled = plain(tokens, torch.arange(tokens.size(1))[None], None)
+        assert (unscaled - logits).abs().max() > 1e-2, "the scaling does nothing"
 
     assert read_hf_config(tmp_path) == config.model_copy(
         update={"max_position_embeddings": config.max_position_embeddings}

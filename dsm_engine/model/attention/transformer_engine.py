@@ -5,11 +5,13 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from dsm_engine.model.attention.backend import (
     AttentionCase,
     Backend,
+    ContextParallel,
     Pack,
     half_precision_on_cuda,
     import_error,
@@ -64,16 +66,48 @@ def _version_name(version: int) -> str:
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float | None) -> Tensor:
+    return _call(query, key, value, pack, scale, None)
+
+
+def _attend_share(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pack: Pack,
+    scale: float | None,
+    ranks: ContextParallel,
+) -> Tensor:
+    """Keys and values go around the ranks while attention to those that are here is computed."""
+    return _call(query, key, value, pack, scale, ranks.group)
+
+
+def _call(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pack: Pack,
+    scale: float | None,
+    group: dist.ProcessGroup | None,
+) -> Tensor:
     ends = pack.cu_seqlens_q
     # T where every document is shorter too: cuDNN builds a graph for each longest length it meets.
-    longest = query.size(0)
+    longest = query.size(0) * (1 if group is None else group.size())
     module = _module(
         query.size(1),
         key.size(1),
         query.size(2),
         scale,
         torch.are_deterministic_algorithms_enabled(),
+        group,
     )
+    # Documents take a multiple of 2 * CP slots already: padding is part of them.
+    padded: dict[str, Any] = {}
+    if group is not None:
+        padded = {
+            "cu_seqlens_q_padded": ends,
+            "cu_seqlens_kv_padded": ends,
+            "pad_between_seqs": False,  # else compared on the device
+        }
     output = module(
         query,
         key,
@@ -82,13 +116,19 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, pack: Pack, scale: float 
         cu_seqlens_kv=ends,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
-    )  # [T, heads * head_dim]
+        **padded,
+    )  # [T / CP, heads * head_dim]
     return output.view_as(query)
 
 
 @cache
 def _module(
-    num_heads: int, num_groups: int, head_dim: int, scale: float | None, deterministic: bool
+    num_heads: int,
+    num_groups: int,
+    head_dim: int,
+    scale: float | None,
+    deterministic: bool,
+    group: dist.ProcessGroup | None,
 ) -> Any:
     """It has no parameters, so all layers share one; `deterministic` is read when it is made."""
     from transformer_engine.pytorch import (  # pyright: ignore[reportMissingImports]
@@ -96,7 +136,7 @@ def _module(
     )
 
     os.environ.update(ENVIRONMENT)  # read at each call, for as long as the process lives
-    return DotProductAttention(
+    module = DotProductAttention(
         num_heads,
         head_dim,
         num_gqa_groups=num_groups,
@@ -105,6 +145,11 @@ def _module(
         attn_mask_type="padding_causal",
         softmax_scale=scale,
     )
+    if group is not None:
+        module.set_context_parallel_group(
+            group, dist.get_process_group_ranks(group), torch.cuda.Stream(), "p2p"
+        )
+    return module
 
 
 TRANSFORMER_ENGINE = Backend(
@@ -112,4 +157,5 @@ TRANSFORMER_ENGINE = Backend(
     what="Transformer Engine thd (cuDNN)",
     why_not=_why_not,
     attend=_attend,
+    attend_share=_attend_share,
 )
