@@ -8,8 +8,6 @@ from typing import Any
 from dsm_engine.errors import DsmError
 from dsm_engine.files import read_json
 
-_SAME = ("model", "precision", "seq_length", "data", "device")
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
@@ -116,17 +114,19 @@ def read_run(path: Path) -> Measured:
     return Measured(**{name: run[name] for name in names})
 
 
-def compare(run: Measured, smaller: Measured) -> dict[str, Any]:
-    """How `run` scales from `smaller`: speed-up over GPUs more (1 is perfect).
-
-    Raises DsmError where they did not do the same.
-    """
-    for name in _SAME:
-        if getattr(run, name) != getattr(smaller, name):
+def refuse_other_work(smaller: Measured, **ours: Any) -> None:
+    """Raises DsmError where `smaller` was measured with another value of one of these fields."""
+    for name, value in ours.items():
+        theirs = getattr(smaller, name)
+        if theirs != value:
             raise DsmError(
-                f"--baseline: was measured with another {name} ({getattr(smaller, name)}, not "
-                f"{getattr(run, name)}); measure it again"
+                f"--baseline: was measured with another {name} ({theirs}, not {value}); measure "
+                f"it again"
             )
+
+
+def compare(run: Measured, smaller: Measured) -> dict[str, Any]:
+    """How `run` scales from `smaller`: its speed-up over how many times more GPUs it has."""
     speedup = run.tokens_per_s / smaller.tokens_per_s
     more = run.num_gpus / smaller.num_gpus
     same_batch = run.global_batch_size == smaller.global_batch_size

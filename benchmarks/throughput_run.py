@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from result_file import Row, publish, summarize
 from throughput_data import ThroughputData, synthetic_data
-from throughput_report import Measured, compare, read_run
+from throughput_report import Measured, compare, read_run, refuse_other_work
 
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig
@@ -24,6 +24,7 @@ from dsm_engine.training.optimizer import set_hyperparameters, wrap_for_training
 from dsm_engine.training.phases import PHASES, PhaseClock
 from dsm_engine.training.run_data import open_run_data
 from dsm_engine.training.setup import model_of, refuse_layout
+from dsm_engine.training.slices import slices_of
 from dsm_engine.training.step import forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
 
@@ -57,7 +58,17 @@ def measure_recipe(
         )
     refuse_layout(recipe, model, cast(Any, data))
     with parallel_context(recipe.parallel, seed=recipe.seed) as context:
+        if smaller is not None:
+            refuse_other_work(
+                smaller,
+                model=model.model_dump(mode="json"),
+                precision=recipe.training.precision,
+                seq_length=recipe.data.seq_length,
+                data=data.kind,
+                device=_device_name(context.device),
+            )
         trainer = _Trainer(recipe, model, data, context)
+        trainer.read_ahead(warmup + steps)
         for step in range(warmup):
             trainer.step(step)
         trainer.forget()
@@ -67,6 +78,7 @@ def measure_recipe(
             trainer.step(step)
         _barrier(context)
         seconds = time.perf_counter() - started
+        trainer.close()
         measured = trainer.measured(seconds, warmup=warmup, peak=peak)
         if context.rank == 0:
             _publish(measured, output, smaller, baseline)
@@ -127,13 +139,28 @@ class _Trainer:
         self._wrapped, self._optimizer = wrap_for_training(
             chunks, training, recipe.parallel, context
         )
+        self._slices = slices_of(data.train, recipe.logging, context.device)
         self._stream = PackStream(
-            data.train, data.train_packs, pad_id=data.pad_id, seed=recipe.seed, context=context
+            data.train,
+            data.train_packs,
+            pad_id=data.pad_id,
+            seed=recipe.seed,
+            context=context,
+            weighting=training.loss_weighting,
+            slices=self._slices,
         )
-        self._totals = data.train_packs.totals(data.train.lengths)
         self._clock = PhaseClock(context.device)
         self._clock.watch(self._wrapped[0].config, self._optimizer)
         self.forget()
+
+    def read_ahead(self, num_steps: int) -> None:
+        """Has packs read in the background, as in training, until `close`."""
+        batch = self._recipe.training.global_batch_size
+        self._stream.read_ahead(range(num_steps), batch)
+
+    def close(self) -> None:
+        """Ends reading ahead."""
+        self._stream.close()
 
     def forget(self) -> None:
         """What was measured so far does not count."""
@@ -159,6 +186,7 @@ class _Trainer:
             num_micro_batches=training.global_batch_size // self._context.dp_size,
             seq_length=recipe.data.seq_length,
             context=self._context,
+            num_slices=0 if self._slices is None else len(self._slices.names),
         )
         optimizer_step(self._optimizer, self._context)
         times = self._clock.end()
@@ -177,14 +205,14 @@ class _Trainer:
         }
         everyone: list[Any] = [None] * self._context.world_size
         dist.all_gather_object(everyone, mine)
-        recipe, context, totals = self._recipe, self._context, self._totals
+        recipe, context = self._recipe, self._context
         all_packs = [pack for packs in self._packs for pack in packs]
-        num_slots = len(all_packs) * recipe.data.seq_length
+        sum_lengths, sum_squares = self._stream.sums_of_lengths(all_packs)
         flops = flops_of_sums(
             self._model,
-            num_slots=num_slots,
-            sum_lengths=int(totals.slots[all_packs].sum()),
-            sum_squares=int(totals.squares[all_packs].sum()),
+            num_slots=len(all_packs) * recipe.data.seq_length,
+            sum_lengths=sum_lengths,
+            sum_squares=sum_squares,
         )
         device = _device_name(context.device)
         by_phase = {phase: [rank["phases"][phase] for rank in everyone] for phase in PHASES}
@@ -205,7 +233,7 @@ class _Trainer:
             warmup_steps=warmup,
             seconds=seconds,
             step_s=self._step_s,
-            step_tokens=[int(totals.tokens[packs].sum()) for packs in self._packs],
+            step_tokens=[self._stream.num_tokens(packs) for packs in self._packs],
             flops=flops.total,
             peak_flops=peak or peak_flops(device, recipe.training.precision),
             phases_mean_s={name: sum(times) / len(times) for name, times in by_phase.items()},
