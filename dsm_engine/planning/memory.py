@@ -65,10 +65,14 @@ class StageMemory:
         )
 
     @property
+    def static(self) -> int:
+        """What does not change with the batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
     def total(self) -> int:
         """Device memory of a rank at its peak."""
-        static = self.weights + self.gradients + self.optimizer
-        return static + self.activations + self.working_set + self.overhead
+        return self.static + self.activations + self.working_set + self.overhead
 
 
 def memory_by_stage(

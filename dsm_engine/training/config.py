@@ -73,6 +73,9 @@ class OptimizationConfig(Section):
     attention_backend: AttentionChoice = "auto"
     """What computes attention over packs. `auto` takes the first that this machine has, in the
     order of docs/attention.md; `dsm doctor` shows which."""
+    deterministic: bool = False
+    """torch's deterministic algorithms: two runs on the same layout are then bitwise equal on a
+    GPU too, at some cost. On a CPU they are in any case."""
     precision: Precision = "fp32"
     """`bf16` keeps fp32 main weights and fp32 gradient sums."""
 

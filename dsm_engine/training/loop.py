@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from dsm_engine.training.checkpoint import (
     optimizer_kind,
 )
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.in_job_evaluation import (
     EvaluateFolder,
     InJobEvaluation,
@@ -67,7 +68,8 @@ def train(
     data = open_run_data(recipe, model)
     refuse_foreign_folder(recipe.run, resume=resume)
     refuse_layout(recipe, model, data)
-    with parallel_context(recipe.parallel, seed=recipe.seed) as context:
+    deterministic = deterministic_mode() if recipe.training.deterministic else nullcontext()
+    with deterministic, parallel_context(recipe.parallel, seed=recipe.seed) as context:
         dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
         run = _Run(recipe, model, data, context, observer, evaluate, resume=resume)
         return run.to_the_end()

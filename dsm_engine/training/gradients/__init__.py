@@ -14,6 +14,7 @@ from dsm_engine.model.config import ModelConfig, Precision
 from dsm_engine.model.gpt import attention_case, build_chunks
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.gradients.batch import BatchDocument, pack_of, read_documents
 from dsm_engine.training.gradients.report import (
     GradientsReport,
@@ -34,7 +35,7 @@ from dsm_engine.training.isolation.comparison import (
     rounding_bound,
     values_differ,
 )
-from dsm_engine.training.isolation.numbers import LOSSES, PARAMETER_GRADIENTS, deterministic_mode
+from dsm_engine.training.isolation.numbers import LOSSES, PARAMETER_GRADIENTS
 from dsm_engine.training.optimizer import wrap_for_training
 from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
