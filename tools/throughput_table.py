@@ -73,6 +73,7 @@ def plot(runs: Sequence[Measured], path: Path) -> None:
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import NullLocator
 
     figure, (total, each) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     for label, group in _groups(runs).items():
@@ -87,7 +88,7 @@ def plot(runs: Sequence[Measured], path: Path) -> None:
     ticks = sorted({run.num_gpus for run in runs})
     for axes in (total, each):
         axes.set_xticks(ticks, labels=[str(n) for n in ticks])
-        axes.minorticks_off()
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.grid(alpha=0.3)
     total.legend(fontsize=8)
     with atomic_file(path) as file:
