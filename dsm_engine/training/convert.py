@@ -138,8 +138,8 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
 def _save_without_copies(gpt: GPTModel) -> None:
     """Has a model that is of no use after it is saved give up what its state holds in parts.
 
-    Megatron saves the gate and up projections apart, and its writer copies all tensors that are
-    parts of others before it writes any.
+    The gate and up projections are saved apart, and tensors that are parts of others are copied
+    before they are written.
     """
     original = gpt.sharded_state_dict
 
