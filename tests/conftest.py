@@ -109,3 +109,25 @@ def tiny_recipe(data: Path, run: Path, **changes: Any) -> dict[str, Any]:
 def make_recipe() -> Any:
     """`tiny_recipe`, for tests (a conftest cannot be imported)."""
     return tiny_recipe
+
+
+@pytest.fixture(scope="session")
+def read_tensors() -> Any:
+    """Reads every tensor of a checkpoint's folder, whole, by its name."""
+
+    def read(folder: Path) -> dict[str, Any]:
+        import torch
+        from torch.distributed.checkpoint.filesystem import FileSystemReader
+        from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+        from torch.distributed.checkpoint.state_dict_loader import load
+
+        reader = FileSystemReader(folder)
+        tensors = {
+            name: torch.full(tuple(tensor.size), torch.nan, dtype=tensor.properties.dtype)
+            for name, tensor in reader.read_metadata().state_dict_metadata.items()
+            if isinstance(tensor, TensorStorageMetadata)
+        }
+        load(tensors, storage_reader=reader, no_dist=True)
+        return tensors
+
+    return read

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from torch import Tensor
 
 from dsm_engine.model.attention.packs import packed_sequences
@@ -91,6 +92,33 @@ def ignore_tokens(gpt: Any) -> None:
     )
 
 
+def drop_boundaries_on_a_middle_stage(gpt: Any) -> None:
+    """The second pipeline stage gets no packed_seq_params: one document as long as the pack."""
+    if parallel_state.get_pipeline_model_parallel_rank() == 1:
+        gpt.register_forward_pre_hook(
+            lambda _, arguments, keywords: (arguments, {**keywords, "packed_seq_params": None}),
+            with_kwargs=True,
+        )
+
+
+def merge_on_a_middle_stage(gpt: Any) -> None:
+    """The second pipeline stage sees the second and third document as one."""
+    if parallel_state.get_pipeline_model_parallel_rank() == 1:
+        _see_other_lengths(gpt, lambda lengths: (lengths[0], sum(lengths[1:3]), *lengths[3:]))
+
+
+def merge_on_a_context_parallel_rank(gpt: Any) -> None:
+    """The second rank that shares the tokens sees the second and third document as one."""
+    if parallel_state.get_context_parallel_rank() == 1:
+        _see_other_lengths(gpt, lambda lengths: (lengths[0], sum(lengths[1:3]), *lengths[3:]))
+
+
+def leak_on_the_last_stage(gpt: Any) -> None:
+    """Gradients get a thousandth of the pack's mean in the last stage, on their way back."""
+    if parallel_state.is_pipeline_last_stage():
+        leak_backwards(gpt)
+
+
 FAULTS: dict[str, Callable[[Any], None]] = {
     "boundary one late": shift_boundary(1),
     "boundary one early": shift_boundary(-1),
@@ -100,6 +128,14 @@ FAULTS: dict[str, Callable[[Any], None]] = {
     "gradients leak": leak_backwards,
 }
 """Those that make a document's numbers depend on its neighbours' tokens."""
+
+FAULTS_OF_RANKS: dict[str, Callable[[Any], None]] = {
+    "boundaries dropped on a middle stage": drop_boundaries_on_a_middle_stage,
+    "documents merged on a middle stage": merge_on_a_middle_stage,
+    "documents merged on a context-parallel rank": merge_on_a_context_parallel_rank,
+    "gradients leak on the last stage": leak_on_the_last_stage,
+}
+"""Those of some ranks alone."""
 
 
 def _see_other_lengths(gpt: Any, change: Callable[[tuple[int, ...]], tuple[int, ...]]) -> None:

@@ -20,6 +20,7 @@ _COMMANDS = {
     "preprocess": "published sources or JSONL -> tokenized dataset with supervised spans",
     "merge": "parts that several machines preprocessed -> tokenized dataset",
     "pack": "tokenized dataset -> pack index, with the fill before and after",
+    "plan": "what a training run will take: memory, communication, time; ranks layouts; no GPU",
     "train": "fine-tune on packs; under torchrun on many ranks",
     "convert": "checkpoint <-> Hugging Face folder; GGUF -> Hugging Face folder",
     "evaluate": "answer benchmark problems, with and without tools, and grade the answers",

@@ -40,14 +40,22 @@ def run(arguments: argparse.Namespace) -> None:
         return
     with StopRequest() as stop:  # before what takes long: a signal then waits for the first step
         quiet_megatron()
+        from dsm_engine.cli.in_job import in_job_evaluation
         from dsm_engine.cli.train_observer import TerminalObserver
         from dsm_engine.recipes import load_recipe
         from dsm_engine.training.config import TrainRecipe
         from dsm_engine.training.loop import train
 
         recipe = load_recipe(Path(arguments.recipe), arguments.overrides, TrainRecipe)
+        evaluate = in_job_evaluation(recipe.evaluation)
         with TerminalObserver() as observer:
-            train(recipe, resume=arguments.resume, observer=observer, stop=stop)
+            train(
+                recipe,
+                resume=arguments.resume,
+                observer=observer,
+                evaluate=evaluate,
+                stop=stop,
+            )
 
 
 def _replay(arguments: argparse.Namespace) -> None:

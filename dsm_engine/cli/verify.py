@@ -12,6 +12,11 @@ and that each has the numbers it has alone, on a training recipe's model, layout
 dsm verify --isolation configs/gsm8k_smollm2.yaml training.precision=bf16
 torchrun --nproc-per-node 2 -m dsm_engine.cli verify --isolation configs/x.yaml \\
     parallel.tensor_model_parallel_size=2 parallel.sequence_parallel=true
+
+With --gradients: that a global batch gives the same gradient, loss sum and token count however it
+is split into micro-batches and dealt to ranks, and the same bits when it is run twice.
+
+dsm verify --gradients configs/gsm8k_smollm2.yaml --packs 2
 """
 
 import argparse
@@ -37,18 +42,24 @@ def configure(parser: argparse.ArgumentParser) -> None:
     isolation = parser.add_argument_group("isolation of documents")
     isolation.add_argument("--isolation", metavar="RECIPE", type=Path, help="a training recipe")
     isolation.add_argument(
-        "--packs", metavar="N", type=int, help="packs to read, those with most documents (3)"
-    )
-    isolation.add_argument(
         "--documents", metavar="N", type=int, help="documents of a pack to change in turn (6)"
-    )
-    isolation.add_argument(
-        "--precision", choices=_PRECISIONS, help="of the model's numbers (the recipe's)"
     )
     isolation.add_argument(
         "--forward-only",
         action="store_true",
         help="no gradients: for attention that has no backward pass on this device",
+    )
+    gradients = parser.add_argument_group("gradients of a global batch")
+    gradients.add_argument("--gradients", metavar="RECIPE", type=Path, help="a training recipe")
+    both = parser.add_argument_group("either of them")
+    both.add_argument(
+        "--packs",
+        metavar="N",
+        type=int,
+        help="packs to read: those with most documents (3), or the first of the batch (4)",
+    )
+    both.add_argument(
+        "--precision", choices=_PRECISIONS, help="of the model's numbers (the recipe's)"
     )
 
 
@@ -56,33 +67,53 @@ def run(arguments: argparse.Namespace) -> int:
     """Ends with exit code 2 and the first damage, or the first leak, if any."""
     from dsm_engine.errors import DsmError
 
+    if arguments.isolation is not None and arguments.gradients is not None:
+        raise DsmError("--isolation and --gradients are two runs: give one of them")
     if arguments.isolation is not None:
-        if arguments.dataset is not None:
-            raise DsmError("--dataset goes with a pack index, not with --isolation")
-        for word in arguments.overrides:
-            if "=" not in word:
-                raise DsmError(
-                    f"{word}: --isolation RECIPE takes the dataset from the recipe; give "
-                    f"section.key=value, or PREFIX without --isolation"
-                )
-        if not arguments.isolation.exists() and Path(f"{arguments.isolation}.idx").is_file():
-            raise DsmError(
-                f"{arguments.isolation}: is a dataset; --isolation takes a training recipe, whose "
-                f"data.train names the dataset"
-            )
+        _refuse_words(arguments, "--isolation", arguments.isolation)
         return _verify_isolation(arguments)
-    for name in ("packs", "documents", "precision", "forward_only"):
-        given = getattr(arguments, name)
-        if given is not None and given is not False:
-            raise DsmError(f"--{name.replace('_', '-')} goes with --isolation RECIPE")
+    _refuse_options(arguments, ("documents", "forward_only"), "--isolation RECIPE")
+    if arguments.gradients is not None:
+        _refuse_words(arguments, "--gradients", arguments.gradients)
+        return _verify_gradients(arguments)
+    _refuse_options(arguments, ("packs", "precision"), "--isolation or --gradients RECIPE")
     if len(arguments.overrides) != 1:
         raise DsmError(
-            f"give one PREFIX, or --isolation RECIPE (found {len(arguments.overrides)} words)"
+            f"give one PREFIX, or --isolation or --gradients RECIPE "
+            f"(found {len(arguments.overrides)} words)"
         )
     prefix = Path(arguments.overrides[0])
     if prefix.suffix in (".yaml", ".yml") and prefix.is_file():
         raise DsmError(f"{prefix}: is a recipe, no dataset: dsm verify --isolation {prefix}")
     return _verify_files(prefix, arguments.dataset)
+
+
+def _refuse_words(arguments: argparse.Namespace, option: str, recipe: Path) -> None:
+    """Raises DsmError where something stands beside a recipe that does not go with one."""
+    from dsm_engine.errors import DsmError
+
+    if arguments.dataset is not None:
+        raise DsmError(f"--dataset goes with a pack index, not with {option}")
+    for word in arguments.overrides:
+        if "=" not in word:
+            raise DsmError(
+                f"{word}: {option} RECIPE takes the dataset from the recipe; give "
+                f"section.key=value, or PREFIX without {option}"
+            )
+    if not recipe.exists() and Path(f"{recipe}.idx").is_file():
+        raise DsmError(
+            f"{recipe}: is a dataset; {option} takes a training recipe, whose data.train names "
+            f"the dataset"
+        )
+
+
+def _refuse_options(arguments: argparse.Namespace, names: tuple[str, ...], goes_with: str) -> None:
+    from dsm_engine.errors import DsmError
+
+    for name in names:
+        given = getattr(arguments, name)
+        if given is not None and given is not False:
+            raise DsmError(f"--{name.replace('_', '-')} goes with {goes_with}")
 
 
 def _verify_files(prefix: Path, dataset: Path | None) -> int:
@@ -121,6 +152,29 @@ def _verify_isolation(arguments: argparse.Namespace) -> int:
         return 2 if verify_isolation(recipe, options).failure else 0
     with ProgressLine("passes") as progress:
         report = verify_isolation(recipe, options, progress.update)
+    print_report(report)
+    if report.failure is not None:
+        raise DsmError(report.failure)
+    return 0
+
+
+def _verify_gradients(arguments: argparse.Namespace) -> int:
+    quiet_megatron()
+    from dsm_engine.cli.gradients_report import print_report
+    from dsm_engine.cli.terminal import ProgressLine
+    from dsm_engine.errors import DsmError
+    from dsm_engine.recipes import load_recipe
+    from dsm_engine.training.config import TrainRecipe
+    from dsm_engine.training.gradients import GradientsOptions, verify_gradients
+
+    recipe = load_recipe(arguments.gradients, arguments.overrides, TrainRecipe)
+    options = GradientsOptions(
+        num_packs=arguments.packs, precisions=_PRECISIONS.get(arguments.precision, ())
+    )
+    if os.environ.get("RANK", "0") != "0":  # the report is the same on every rank
+        return 2 if verify_gradients(recipe, options).failure else 0
+    with ProgressLine("micro-batches") as progress:
+        report = verify_gradients(recipe, options, progress.update)
     print_report(report)
     if report.failure is not None:
         raise DsmError(report.failure)

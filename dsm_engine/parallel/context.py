@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -56,6 +57,13 @@ class ParallelContext:
 def world_size() -> int:
     """Processes of the job torchrun started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_memory() -> int:
+    """Bytes this rank may fill: its GPU's, or its share of the host's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(_local_rank()).total_memory
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
@@ -128,7 +136,7 @@ def _choose_device(config: ParallelConfig) -> torch.device:
         )
     if not have_cuda:
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = _local_rank()
     if local_rank >= torch.cuda.device_count():
         raise DsmError(
             f"parallel: local rank {local_rank} has no GPU, this machine has "
@@ -137,6 +145,10 @@ def _choose_device(config: ParallelConfig) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:

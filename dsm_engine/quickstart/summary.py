@@ -41,7 +41,7 @@ def summarize(
         "accuracy_before": _accuracy(output / "evaluation_before" / "summary.json"),
         "accuracy_after": _accuracy(output / "evaluation_after" / "summary.json"),
         "pack_fill": packs["fill"],
-        "tokens_per_s": median(step["tokens_per_s"] for step in steps),
+        "tokens_per_s": median(step["slots_per_s"] for step in steps),
         "seconds_total": round(seconds_total, 1),
         "seconds_by_phase": seconds,
         "steps": steps[-1]["step"],

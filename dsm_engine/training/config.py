@@ -1,7 +1,7 @@
 """The recipe of a training run."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,10 @@ from dsm_engine.model.config import AttentionChoice, ModelConfig, Precision
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.recipes import Section
 from dsm_engine.training.faults.config import FaultsConfig
+
+Schedule = Literal["constant", "linear", "cosine", "wsd"]
+WsdDecay = Literal["sqrt", "linear"]
+LossWeighting = Literal["token", "example", "document"]
 
 
 class TrainDataConfig(Section):
@@ -43,9 +47,23 @@ class OptimizationConfig(Section):
     global_batch_size: int = Field(gt=0, le=10**6)
     """Packs a step, over all ranks."""
     lr: float = Field(gt=0)
-    """Learning rate; constant after the warm-up."""
+    """Learning rate: its highest, after the warm-up."""
+    schedule: Schedule = "constant"
+    """What follows the warm-up. `linear` and `cosine` fall to min_lr over decay_steps; `wsd` stays
+    at lr and falls over the last decay_steps. The formulas are in training/schedule.py."""
     warmup_steps: int = Field(default=0, ge=0)
     """Steps over which the learning rate rises linearly from lr / warmup_steps to lr."""
+    decay_steps: int | None = Field(default=None, gt=0)
+    """Steps the rate falls over. Default: `linear` and `cosine` all steps behind the warm-up, `wsd`
+    a tenth of the steps."""
+    min_lr: float = Field(default=0.0, ge=0)
+    """The rate behind the decay."""
+    wsd_decay: WsdDecay = "sqrt"
+    """Shape of the decay of `wsd`: 1 - sqrt(share of the decay behind), or `linear`."""
+    loss_weighting: LossWeighting = "token"
+    """What counts alike in the loss: each supervised `token` of a step; each `example` with
+    supervised tokens, by the mean over those in the step; or each `document` of a pack, where an
+    example that was cut is as many as it has pieces."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     adam_beta2: float = Field(default=0.95, ge=0, lt=1)
     adam_eps: float = Field(default=1e-8, gt=0)
@@ -56,8 +74,43 @@ class OptimizationConfig(Section):
     attention_backend: AttentionChoice = "auto"
     """What computes attention over packs. `auto` takes the first that this machine has, in the
     order of docs/attention.md; `dsm doctor` shows which."""
+    deterministic: bool = False
+    """torch's deterministic algorithms: two runs on the same layout are then bitwise equal on a
+    GPU too, at some cost. On a CPU they are in any case."""
     precision: Precision = "fp32"
     """`bf16` keeps fp32 main weights and fp32 gradient sums."""
+
+    @model_validator(mode="after")
+    def _schedule_is_whole(self) -> Self:
+        constant = self.schedule == "constant"
+        decay_steps = self.decay_steps or 0
+        rules = (
+            (constant and decay_steps > 0, "decay_steps: schedule constant has no decay"),
+            (constant and self.min_lr > 0, "min_lr: schedule constant has no decay"),
+            (
+                self.wsd_decay != "sqrt" and self.schedule != "wsd",
+                f"wsd_decay: schedule {self.schedule} is not wsd",
+            ),
+            (self.min_lr > self.lr, f"min_lr {self.min_lr:g} is above lr {self.lr:g}"),
+            (
+                not constant and self.warmup_steps + max(decay_steps, 1) > self.steps,
+                f"warmup_steps {self.warmup_steps} and a decay of {decay_steps or 'at least 1'} "
+                f"do not fit into {self.steps} steps",
+            ),
+        )
+        mistakes = [sentence for is_broken, sentence in rules if is_broken]
+        if mistakes:
+            raise ValueError("; ".join(mistakes))
+        return self
+
+
+class WandbConfig(Section):
+    """Weights & Biases, which is a package to install beside this one."""
+
+    project: str
+    name: str = ""
+    """Of the run; default: the name of its folder."""
+    mode: Literal["online", "offline", "disabled"] = "online"
 
 
 class LoggingConfig(Section):
@@ -69,8 +122,33 @@ class LoggingConfig(Section):
     """Keep the untrained weights as the checkpoint of step 0."""
     keep_checkpoints: int = Field(default=2, gt=0)
     """Newest checkpoints kept; step 0 of `save_initial` is kept besides."""
+    save_async: bool = True
+    """Train on while checkpoints are written: their weights are copied into host memory first."""
     validate_every: int = Field(default=100, gt=0)
     tensorboard: bool = True
+    wandb: WandbConfig | None = None
+    slices: bool = True
+    """Losses by source, language, format and topic of the documents, and by their combinations."""
+    max_slices: int = Field(default=100, gt=0)
+    """An attribute that has more values is left out of them, and so are more combinations."""
+    peak_flops: float | None = Field(default=None, gt=0)
+    """Operations a second of one device, for MFU; default: what the table of model/flops.py says
+    of it, if anything."""
+
+
+class EvaluationConfig(Section):
+    """The benchmarks that the model being trained answers in between, on rank 0."""
+
+    recipe: Path
+    """Of `dsm evaluate`; its `model` and `output` are replaced."""
+    every: int = Field(gt=0)
+    """Steps; and after the last."""
+    max_problems: int | None = Field(default=None, gt=0)
+    """Only so many of each benchmark."""
+    keep_weights: bool = False
+    """Keep the Hugging Face folder that was evaluated, RUN/evaluation/step_N/model."""
+    timeout_s: int = Field(default=7200, gt=0)
+    """The other ranks wait no longer, and end the job."""
 
 
 class TrainRecipe(Section):
@@ -88,6 +166,7 @@ class TrainRecipe(Section):
     parallel: ParallelConfig = ParallelConfig()
     training: OptimizationConfig
     logging: LoggingConfig = LoggingConfig()
+    evaluation: EvaluationConfig | None = None
     faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
 """The training run, from a recipe to a checkpoint."""
 
 import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,31 +15,45 @@ from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import attention_case, build_chunks
+from dsm_engine.model.hf_weights import read_generation_config, save_hf_model
 from dsm_engine.parallel.context import ParallelContext, parallel_context
+from dsm_engine.training.boards import refuse_missing_wandb
 from dsm_engine.training.checkpoint import (
     CheckpointDescription,
+    CheckpointWriter,
+    SaveOutcome,
     describe_checkpoint,
     latest_checkpoint,
     load_checkpoint,
     optimizer_kind,
-    save_checkpoint,
 )
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.deterministic import deterministic_mode
+from dsm_engine.training.faults.exits import NonFiniteStep
 from dsm_engine.training.faults.guard import StepGuard
 from dsm_engine.training.faults.owner import all_agents, began_by
 from dsm_engine.training.faults.stop import StopRequest
 from dsm_engine.training.faults.watchdog import Watchdog
-from dsm_engine.training.metrics import MetricsWriter, RunStart, StepMetrics, TrainObserver
+from dsm_engine.training.in_job_evaluation import (
+    EvaluateFolder,
+    InJobEvaluation,
+    refuse_missing_evaluation,
+)
+from dsm_engine.training.meter import Meter
+from dsm_engine.training.metrics import MetricsWriter, RunStart, TrainObserver
 from dsm_engine.training.optimizer import (
     set_hyperparameters,
     sync_parameters,
     wrap_for_training,
 )
+from dsm_engine.training.phases import PhaseClock
+from dsm_engine.training.reports import RunReports
 from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
 from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
-from dsm_engine.training.step import forward_backward, optimizer_step
+from dsm_engine.training.slices import SliceTable, slices_of
+from dsm_engine.training.step import LossSum, forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
 
 _OF_TIMEOUT = 0.8  # docstring of faults.hang_timeout_s
@@ -50,31 +64,42 @@ def train(
     *,
     resume: bool = False,
     observer: TrainObserver | None = None,
+    evaluate: EvaluateFolder | None = None,
     stop: StopRequest | None = None,
 ) -> Path:
     """Runs the recipe to its last step, or to the step in which `stop` is requested on some rank,
     and returns the last checkpoint.
 
     Every rank of the job calls it. A job that torchrun starts again goes on with the run it
-    began. Raises DsmError for faults of the recipe, the data or the run folder, before anything
-    is written.
+    began. `evaluate` is what the section `evaluation` calls. Raises DsmError for faults of the
+    recipe, the data or the run folder, before anything is written.
     """
     if stop is not None:
         stop.limit(recipe.faults.stop_within_s)
-    with joined(recipe) as (model, data, context, watchdog):
+    refuse_missing_wandb(recipe.logging)
+    refuse_missing_evaluation(recipe, evaluate)
+    with joined(recipe) as job:
         agents = all_agents()
         resume = resume or any(began_by(recipe.run, agent) for agent in agents)
         refuse_foreign_folder(recipe.run, resume=resume)
         dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
         find_start = partial(latest_checkpoint, recipe.run) if resume else _afresh
-        run = _Run(recipe, model, data, context, watchdog, observer, stop, find_start=find_start)
+        run = _Run(recipe, job, observer, evaluate, stop, find_start=find_start)
         return run.to_the_end(agents)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a rank works on, and where it stands."""
+
+    model: ModelConfig
+    data: RunData
+    context: ParallelContext
+    watchdog: Watchdog
+
+
 @contextmanager
-def joined(
-    recipe: TrainRecipe,
-) -> Iterator[tuple[ModelConfig, RunData, ParallelContext, Watchdog]]:
+def joined(recipe: TrainRecipe) -> Iterator[Job]:
     """The recipe's model and data, checked against the layout, and then this rank's place in the
     job, for as long as it is in it."""
     model = model_of(recipe)
@@ -82,11 +107,12 @@ def joined(
     refuse_layout(recipe, model, data)
     hang_timeout_s = recipe.faults.hang_timeout_s or _OF_TIMEOUT * recipe.parallel.timeout_s
     with (
+        deterministic_mode() if recipe.training.deterministic else nullcontext(),
         parallel_context(recipe.parallel, seed=recipe.seed) as context,
         Watchdog(recipe.run, timeout_s=hang_timeout_s) as watchdog,
         watchdog.naming_lost_ranks(),
     ):
-        yield model, data, context, watchdog
+        yield Job(model=model, data=data, context=context, watchdog=watchdog)
 
 
 class _Run:
@@ -95,17 +121,16 @@ class _Run:
     def __init__(
         self,
         recipe: TrainRecipe,
-        model: ModelConfig,
-        data: RunData,
-        context: ParallelContext,
-        watchdog: Watchdog,
+        job: Job,
         observer: TrainObserver | None,
+        evaluate: EvaluateFolder | None,
         stop: StopRequest | None,
         *,
         find_start: Callable[[], Path | None],
     ) -> None:
+        model, data, context = job.model, job.data, job.context
         self._recipe = recipe
-        self._watchdog = watchdog
+        self._watchdog = job.watchdog
         self._stop = stop
         self._is_stopping = False
         self._model_config = model
@@ -113,13 +138,27 @@ class _Run:
         self._observer = observer if context.rank == 0 else None
         self._data = data
         pad_id = data.tokenizer.eos_id
+        self._slices = slices_of(data.train, recipe.logging, context.device)
+        self._validation_slices: SliceTable | None = None
         self._stream = PackStream(
-            data.train, data.train_packs, pad_id=pad_id, seed=recipe.seed, context=context
+            data.train,
+            data.train_packs,
+            pad_id=pad_id,
+            seed=recipe.seed,
+            context=context,
+            weighting=recipe.training.loss_weighting,
+            slices=self._slices,
         )
         self._validation_stream: PackStream | None = None
         if data.validation is not None and data.validation_packs is not None:
+            self._validation_slices = slices_of(data.validation, recipe.logging, context.device)
             self._validation_stream = PackStream(
-                data.validation, data.validation_packs, pad_id=pad_id, seed=0, context=context
+                data.validation,
+                data.validation_packs,
+                pad_id=pad_id,
+                seed=0,
+                context=context,
+                slices=self._validation_slices,
             )
         self._stream_identity = data.stream_identity(recipe)
         self._start_from = _agreed_start(recipe, self._stream_identity, find_start)
@@ -142,12 +181,31 @@ class _Run:
         self._wrapped, self._optimizer = wrap_for_training(
             self._chunks, recipe.training, recipe.parallel, context
         )
+        self._checkpoints = CheckpointWriter(
+            recipe.run,
+            self._chunks,
+            self._optimizer,
+            context,
+            keep=recipe.logging.keep_checkpoints,
+            background=recipe.logging.save_async,
+        )
+        self._newest = self._start_from
         self._step = 0
         if self._start_from is not None:
             loaded = load_checkpoint(
                 self._start_from, model, self._chunks, self._optimizer, context
             )
             self._step = loaded.step
+        self._clock = PhaseClock(context.device)
+        self._clock.watch(self._wrapped[0].config, self._optimizer)
+        self._meter = Meter(recipe, model, self._stream, self._slices, context)
+        self._evaluation: InJobEvaluation | None = None
+        if recipe.evaluation is not None:
+            assert evaluate is not None, "refused above"
+            self._evaluation = InJobEvaluation(
+                recipe.evaluation, recipe.run, data.tokenizer, evaluate, first_step=self._step
+            )
+        self._reports = RunReports(None, self._observer)
         self._guard = StepGuard(
             recipe.faults,
             recipe.run,
@@ -155,13 +213,12 @@ class _Run:
             context,
             steps_done=self._step,
             facts={"layout": recipe.parallel.model_dump(mode="json"), "attention": self._attention},
-            tell=None if self._observer is None else self._observer.on_fault,
+            tell=lambda step, text: self._reports.fault(step, text),
         )
 
     def to_the_end(self, agents: list[str]) -> Path:
         recipe, training = self._recipe, self._recipe.training
         with ExitStack() as stack:
-            writer: MetricsWriter | None = None
             if self._context.rank == 0:
                 stack.enter_context(only_writer(recipe.run, agents=agents))
                 write_run_folder(
@@ -171,40 +228,39 @@ class _Run:
                     self._data.tokenizer,
                     attention=self._attention,
                 )
-                writer = MetricsWriter(
-                    recipe.run, first_step=self._step, tensorboard=recipe.logging.tensorboard
-                )
+                writer = MetricsWriter(recipe, first_step=self._step)
                 stack.callback(writer.close)
-            if self._observer is not None:
-                self._observer.on_start(self._run_start())
-            folder = self._start_from
-            if folder is None and recipe.logging.save_initial:
-                folder = self._save()
+                self._reports = RunReports(writer, self._observer)
+            stack.callback(self._reports.flush)
+            self._reports.start(self._run_start())
+            if self._newest is None and recipe.logging.save_initial:
+                self._save()
             if self._step == 0:
-                self._validate(writer)
+                self._validate()
+            self._evaluate()
+            steps_left = range(self._step, training.steps)
+            self._stream.read_ahead(steps_left, training.global_batch_size)
+            stack.callback(self._stream.close)
             while self._step < training.steps and not self._is_stopping:
-                metrics = self._train_step()
-                if metrics is None and writer is not None:
-                    writer.event("skipped", self._step)
-                if metrics is not None and writer is not None:
-                    writer.step(metrics)
-                if metrics is not None and self._observer is not None:
-                    self._observer.on_step(metrics)
+                self._train_step()
+                self._saved(self._checkpoints.poll())
                 last = self._step == training.steps
                 if last or self._step % recipe.logging.validate_every == 0:
-                    self._validate(writer)
+                    self._validate()
                 if last or self._is_stopping or self._step % recipe.logging.save_every == 0:
-                    folder = self._save()
-            if self._is_stopping and self._observer is not None:
-                self._observer.on_fault(self._step, "stopped by a signal; go on with --resume")
-            assert folder is not None
-            return folder
+                    self._save()
+                if not self._is_stopping:
+                    self._evaluate()
+            self._saved(self._checkpoints.finish())
+            if self._is_stopping:
+                self._reports.fault(self._step, "stopped by a signal; go on with --resume")
+            assert self._newest is not None
+            return self._newest
 
-    def _train_step(self) -> StepMetrics | None:
-        """None where the step was gone over."""
+    def _train_step(self) -> None:
         training = self._recipe.training
         self._watchdog.begin(f"step {self._step + 1}")
-        started = time.perf_counter()
+        self._clock.begin()
         lr = learning_rate(training, self._step)
         set_hyperparameters(self._optimizer, training, lr=lr)
         packs = self._stream.packs_of_step(self._step, training.global_batch_size)
@@ -213,42 +269,44 @@ class _Run:
         self._optimizer.zero_grad()
         loss = forward_backward(
             self._wrapped,
-            self._stream.micro_batches(packs),
+            self._clock.waiting(self._stream.micro_batches(packs)),
             num_micro_batches=training.global_batch_size // self._context.dp_size,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
+            num_slices=self._stream.num_slices,
             vote=float(self._stop is not None and self._stop.requested),
         )
         self._is_stopping = loss.votes > 0
         self._step += 1
-        judge = self._guard.of_step(self._step, packs, loss.token_losses)
-        if judge.refuses("loss", loss.mean):
-            return None
-        judge.watch(loss.mean)
-        grad_norm = optimizer_step(
-            self._optimizer, self._context, refuses=partial(judge.refuses, "gradient norm")
-        )
-        if not math.isfinite(grad_norm):
-            return None
-        seconds = time.perf_counter() - started
-        num_slots = training.global_batch_size * self._recipe.data.seq_length
-        consumed = self._step * training.global_batch_size
-        return StepMetrics(
-            step=self._step,
-            loss=loss.mean,
-            grad_norm=grad_norm,
-            lr=lr,
-            num_tokens=self._stream.num_tokens(packs),
-            num_slots=num_slots,
-            num_supervised=loss.num_tokens,
-            step_time_s=seconds,
-            tokens_per_s=num_slots / seconds,
-            consumed_samples=consumed,
-            epoch=consumed / self._stream.num_packs,
-        )
+        grad_norm = self._move(packs, loss)
+        times = self._clock.end()
+        if grad_norm is None:
+            self._reports.event("skipped", self._step)
+        else:
+            measure = self._meter.of_step(self._step, packs, loss, grad_norm=grad_norm, lr=lr)
+            self._reports.step(times, measure)
 
-    def _validate(self, writer: MetricsWriter | None) -> None:
-        stream = self._validation_stream
+    def _move(self, packs: list[int], loss: LossSum) -> float | None:
+        """Moves the weights and returns the gradient's norm; None where the step is gone over.
+
+        Raises NonFiniteStep, on every rank, where that ends the run; a checkpoint that is being
+        written is finished first.
+        """
+        judge = self._guard.of_step(self._step, packs, loss.token_losses)
+        try:
+            if judge.refuses("loss", loss.mean):
+                return None
+            judge.watch(loss.mean)
+            grad_norm = optimizer_step(
+                self._optimizer, self._context, refuses=partial(judge.refuses, "gradient norm")
+            )
+        except NonFiniteStep:
+            self._saved(self._checkpoints.wait())
+            raise
+        return grad_norm if math.isfinite(grad_norm) else None
+
+    def _validate(self) -> None:
+        stream, slices = self._validation_stream, self._validation_slices
         if stream is None:
             return
         self._watchdog.begin(f"the validation after step {self._step}")
@@ -264,36 +322,66 @@ class _Run:
             num_micro_batches=num_micro_batches,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
+            num_slices=stream.num_slices,
             forward_only=True,
         )
         for chunk in self._wrapped:
             chunk.train()
-        if writer is not None:
-            writer.validation(self._step, loss.mean)
-        if self._observer is not None:
-            self._observer.on_validation(self._step, loss.mean)
+        by_slice = {} if slices is None else slices.losses(loss.slice_sums)
+        self._reports.validation(self._step, loss.token_mean, by_slice)
 
-    def _save(self) -> Path:
-        self._watchdog.begin(f"saving step {self._step}")
+    def _evaluate(self) -> None:
+        """Where an evaluation is due after this step and was not done before."""
+        last = self._step == self._recipe.training.steps
+        if self._evaluation is None or not self._evaluation.is_due(self._step, last=last):
+            return
+        assert self._recipe.evaluation is not None
+        self._watchdog.begin(
+            f"the evaluation after step {self._step}", within_s=self._recipe.evaluation.timeout_s
+        )
         sync_parameters(self._wrapped)
-        description = CheckpointDescription(
-            step=self._step,
-            model=self._model_config,
-            precision=self._recipe.training.precision,
-            stream=self._stream_identity,
-            optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
-        )
-        folder = save_checkpoint(
-            self._recipe.run,
-            description,
+        outcome = self._evaluation.run(self._step, self._export)
+        self._reports.evaluation(self._step, outcome)
+
+    def _export(self, folder: Path) -> None:
+        tokenizer = self._data.tokenizer
+        save_hf_model(
             self._chunks,
-            self._optimizer if description.optimizer is not None else None,
+            self._model_config,
             self._context,
-            keep=self._recipe.logging.keep_checkpoints,
+            folder,
+            bos_id=tokenizer.bos_id,
+            eos_id=tokenizer.eos_id,
+            generation=read_generation_config(self._recipe.run),
         )
-        if self._observer is not None:
-            self._observer.on_checkpoint(self._step, folder)
-        return folder
+
+    def _save(self) -> None:
+        """Begins a checkpoint; whether it was written is told when it is known."""
+        self._watchdog.begin(f"saving step {self._step}")
+        with self._reports.waiting("checkpoint", self._step):
+            outcomes = self._begin_checkpoint()
+        self._saved(outcomes)
+
+    def _begin_checkpoint(self) -> list[SaveOutcome]:
+        sync_parameters(self._wrapped)
+        return self._checkpoints.save(
+            CheckpointDescription(
+                step=self._step,
+                model=self._model_config,
+                precision=self._recipe.training.precision,
+                stream=self._stream_identity,
+                optimizer=optimizer_kind(self._optimizer) if self._step > 0 else None,
+            )
+        )
+
+    def _saved(self, outcomes: list[SaveOutcome]) -> None:
+        """Tells of checkpoints that have been written since they were begun, or could not be."""
+        for outcome in outcomes:
+            if outcome.fault is None:
+                self._newest = outcome.folder
+                self._reports.checkpoint(outcome.step, outcome.folder)
+            else:
+                self._reports.save_failed(outcome.step, outcome.fault)
 
     def _run_start(self) -> RunStart:
         return RunStart(
@@ -308,6 +396,7 @@ class _Run:
             world_size=self._context.world_size,
             device=str(self._context.device),
             attention=self._attention,
+            notes=[] if self._slices is None else self._slices.notes(),
         )
 
     def _refuse_other_stream(self, folder: Path) -> None:

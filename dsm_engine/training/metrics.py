@@ -1,12 +1,19 @@
-"""Metrics of a run: one JSON line a step, TensorBoard beside it, and what an observer sees."""
+"""Metrics of a run: one JSON line a step, boards beside it, and what an observer sees.
 
-from dataclasses import asdict, dataclass
+docs/metrics.md has every field with its unit and formula.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
 
 from dsm_engine.files import atomic_file
+from dsm_engine.training.boards import open_boards
+from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.slices import SliceLoss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +23,9 @@ class StepMetrics:
     step: int
     """Steps done, this one included."""
     loss: float
-    """Mean over the supervised tokens of the global batch (nats), before the step."""
+    """What was minimized, before the step: weighted as training.loss_weighting says (nats)."""
+    token_loss: float
+    """Mean over the supervised tokens of the global batch (nats); `loss`, where each counts 1."""
     grad_norm: float
     """Global L2 norm before clipping."""
     lr: float
@@ -26,8 +35,19 @@ class StepMetrics:
     """Token slots: packs x capacity."""
     num_supervised: int
     step_time_s: float
-    tokens_per_s: float
-    """Slots a second, over all ranks."""
+    slots_per_s: float
+    """Over all ranks."""
+    slots_per_s_per_gpu: float
+    tokens_per_s_per_gpu: float
+    """Tokens of documents, padding left out."""
+    mfu: float | None
+    """Model FLOPs utilization by model/flops.py, 0 to 1; None where the peak is not known."""
+    memory_peak_bytes: int
+    """Of rank 0 since it started: allocated by torch on CUDA, resident on a CPU."""
+    time_s: dict[str, float]
+    """By phase, of rank 0; they sum to step_time_s. `data` is the wait for data."""
+    slices: dict[str, SliceLoss]
+    """Token losses by slice, over all ranks; slices without supervised tokens are left out."""
     consumed_samples: int
     """Packs trained on since the first step."""
     epoch: float
@@ -49,6 +69,8 @@ class RunStart:
     device: str
     attention: str
     """The backend that computes it."""
+    notes: list[str] = field(default_factory=list)
+    """What someone should know who reads the run's numbers."""
 
 
 class TrainObserver(Protocol):
@@ -64,47 +86,85 @@ class TrainObserver(Protocol):
 
     def on_fault(self, step: int, text: str) -> None: ...
 
+    def on_save_failed(self, step: int, fault: str) -> None: ...
+
+    def on_evaluation(self, step: int, outcome: "EvaluationOutcome") -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationOutcome:
+    """What evaluating the model in the job came to."""
+
+    scores: dict[str, float | None]
+    """Accuracy, 0 to 1, by BENCHMARK/MODE; None for a mode that cannot run here."""
+    seconds: float
+    """That training waited."""
+    error: str | None = None
+    """Why there are no scores."""
+
 
 class MetricsWriter:
-    """Appends to RUN/metrics.jsonl and RUN/tensorboard; only rank 0 has one."""
+    """Appends to RUN/metrics.jsonl and the boards; only rank 0 has one."""
 
-    def __init__(self, run: Path, *, first_step: int, tensorboard: bool) -> None:
-        path = run / "metrics.jsonl"
+    def __init__(self, recipe: TrainRecipe, *, first_step: int) -> None:
+        path = recipe.run / "metrics.jsonl"
         _keep_lines_until(path, first_step)
+        self._boards = open_boards(
+            recipe.run,
+            recipe.logging,
+            first_step=first_step,
+            recipe=recipe.model_dump(mode="json"),
+        )
         self._file = path.open("ab")
-        self._board: Any = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=first_step + 1)
 
     def step(self, metrics: StepMetrics) -> None:
         """Writes one training step."""
         values = asdict(metrics)
         self._line({"kind": "step", **values})
-        if self._board is not None:
-            for name in ("loss", "grad_norm", "lr", "tokens_per_s"):
-                self._board.add_scalar(f"train/{name}", values[name], metrics.step)
+        slices, times = values.pop("slices"), values.pop("time_s")
+        numbers = {f"train/{name}": value for name, value in values.items() if name != "step"}
+        numbers |= {f"time/{phase}": seconds for phase, seconds in times.items()}
+        self._scalars(metrics.step, numbers | _by_slice("slices", slices))
 
-    def validation(self, step: int, loss: float) -> None:
-        """Writes a validation loss (mean over supervised tokens, nats)."""
-        self._line({"kind": "validation", "step": step, "loss": loss})
-        if self._board is not None:
-            self._board.add_scalar("validation/loss", loss, step)
+    def validation(self, step: int, loss: float, slices: Mapping[str, SliceLoss]) -> None:
+        """Writes a validation loss (mean over supervised tokens, nats), and by slice."""
+        by_slice = {name: asdict(slice_loss) for name, slice_loss in slices.items()}
+        self._line({"kind": "validation", "step": step, "loss": loss, "slices": by_slice})
+        numbers = {"validation/loss": loss} | _by_slice("validation/slices", by_slice)
+        self._scalars(step, numbers)
+
+    def evaluation(self, step: int, outcome: EvaluationOutcome) -> None:
+        """Writes the scores of an evaluation in the job."""
+        self._line({"kind": "evaluation", "step": step, **asdict(outcome)})
+        self._scalars(step, {f"evaluation/{k}": score for k, score in outcome.scores.items()})
 
     def event(self, kind: str, step: int, **values: Any) -> None:
-        """Writes a line of another kind."""
+        """Writes a line of another kind; its numbers are on the boards as KIND/NAME."""
         self._line({"kind": kind, "step": step, **values})
+        self._scalars(step, {f"{kind}/{name}": value for name, value in values.items()})
+
+    def save_failed(self, step: int, fault: str) -> None:
+        """Writes that the checkpoint of a step could not be written."""
+        self._line({"kind": "save_failed", "step": step, "fault": fault})
 
     def close(self) -> None:
-        """Flushes both."""
+        """Flushes all."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
     def _line(self, values: dict[str, Any]) -> None:
         self._file.write(orjson.dumps(values) + b"\n")
         self._file.flush()
+
+    def _scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        numbers = {
+            name: float(value)
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        for board in self._boards:
+            board.scalars(step, numbers)
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -114,6 +174,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         return []
     lines = path.read_bytes().split(b"\n")[:-1]
     return [orjson.loads(line) for line in lines]
+
+
+def _by_slice(prefix: str, slices: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{prefix}/{name}": values["loss"] for name, values in slices.items()}
 
 
 def _keep_lines_until(path: Path, step: int) -> None:

@@ -39,10 +39,11 @@ def replay(recipe: TrainRecipe, step: int, *, tell: Callable[[str], None]) -> No
     there is no such dump, or no checkpoint before it and the recipe's fresh weights do not serve.
     """
     dump = read_dump(recipe.run, step)
-    with joined(recipe) as (model, data, context, watchdog):
+    recipe = recipe.model_copy(update={"evaluation": None})
+    with joined(recipe) as job:
         find_start = partial(_newest_checkpoint, recipe.run, before=step)
-        run = _Run(recipe, model, data, context, watchdog, None, None, find_start=find_start)
-        _Replay(run, dump, tell if context.rank == 0 else _say_nothing).of_step(step)
+        run = _Run(recipe, job, None, None, None, find_start=find_start)
+        _Replay(run, dump, tell if job.context.rank == 0 else _say_nothing).of_step(step)
 
 
 def _newest_checkpoint(run: Path, *, before: int) -> Path | None:
@@ -113,6 +114,7 @@ class _Replay:
             num_micro_batches=len(micro_batches) + num_padding,
             seq_length=run._recipe.data.seq_length,
             context=context,
+            num_slices=run._stream.num_slices,
         )
         with context.megatron_scope():
             run._optimizer.prepare_grads()

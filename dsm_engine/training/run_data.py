@@ -51,7 +51,7 @@ def open_run_data(recipe: TrainRecipe, model: ModelConfig) -> RunData:
     return RunData(
         tokenizer=tokenizer,
         train=train_set,
-        train_packs=_packs(recipe, train_set),
+        train_packs=training_packs(recipe, train_set),
         validation=validation,
         validation_packs=validation_packs,
     )
@@ -75,7 +75,11 @@ def _refuse_small_model(
         )
 
 
-def _packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
+def training_packs(recipe: TrainRecipe, dataset: TokenizedDataset) -> PackIndex:
+    """The recipe's pack index, or the one its settings give.
+
+    Raises DsmError where an index does not belong to the dataset, or none can be built.
+    """
     data = recipe.data
     if data.packs is None:
         return _build(recipe, data.train, dataset, data.strategy, seed=recipe.seed)

@@ -1,5 +1,6 @@
 """A checkpoint's weights, each read when it is asked for, without building a model."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -7,14 +8,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dsm_engine.errors import DsmError
 from dsm_engine.parallel.context import ParallelContext
-from dsm_engine.training.checkpoint import CheckpointDescription, _verify
-
-_LAYERS = "decoder.layers."
+from dsm_engine.training.checkpoint import CheckpointDescription, verified_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +31,10 @@ def open_saved_tensors(
 ) -> "SavedTensors":
     """The weights of a checkpoint whose files are what was written.
 
-    All ranks together. Raises DsmError where a file is missing or damaged.
+    All ranks together. Raises DsmError where a file is missing, damaged or not what a checkpoint
+    holds.
     """
-    _verify(folder, description, context)
-    metadata = FileSystemReader(str(folder)).read_metadata()
+    metadata = verified_records(folder, description, context).metadata
     chunks: dict[str, list[_Chunk]] = {}
     for index, stored in metadata.storage_data.items():
         saved = metadata.state_dict_metadata[index.fqn]
@@ -57,11 +55,7 @@ def open_saved_tensors(
 
 
 class SavedTensors:
-    """The tensors of a checkpoint, whatever layout wrote it.
-
-    Megatron keeps a parameter of all layers as one tensor with the layer as its first dimension,
-    in chunks: a layer, a part of it under tensor parallelism.
-    """
+    """The tensors of a checkpoint, whatever layout wrote it: each in one chunk or several."""
 
     def __init__(self, folder: Path, chunks: Mapping[str, list[_Chunk]]) -> None:
         self._folder = folder
@@ -72,23 +66,17 @@ class SavedTensors:
 
         Raises DsmError where the checkpoint has no such parameter of this shape.
         """
-        key, first = name, ()
-        if name.startswith(_LAYERS):
-            layer, _, inner = name.removeprefix(_LAYERS).partition(".")
-            key, first = _LAYERS + inner, (int(layer),)
         whole: Tensor | None = None
         num_filled = 0
-        for chunk in self._chunks.get(key, ()):
-            if chunk.offsets[: len(first)] != first:
-                continue
-            assert chunk.sizes[: len(first)] == (1,) * len(first), (key, chunk)
-            part = self._read_chunk(chunk)[0] if first else self._read_chunk(chunk)
+        for chunk in self._chunks.get(name, ()):
+            part = self._read_chunk(chunk)
             if tuple(part.shape) == shape:
                 return part
             if whole is None:
                 whole = torch.empty(shape, dtype=part.dtype)
-            begins = chunk.offsets[len(first) :]
-            box = tuple(slice(at, at + size) for at, size in zip(begins, part.shape, strict=True))
+            box = tuple(
+                slice(at, at + size) for at, size in zip(chunk.offsets, part.shape, strict=True)
+            )
             whole[box].copy_(part)
             num_filled += part.numel()
         if whole is None or num_filled != whole.numel():
@@ -103,4 +91,8 @@ class SavedTensors:
         with path.open("rb") as file:
             file.seek(chunk.begin)
             content = BytesIO(file.read(chunk.num_bytes))
-        return torch.load(content, map_location="cpu", weights_only=True)
+        try:
+            return torch.load(content, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DsmError(f"{path}: cannot be loaded: {reason}") from error

@@ -160,7 +160,7 @@ def test_a_step_gone_over_moves_no_weight_and_no_moment(
 ) -> None:
     def spoil(chunks: Any, loss: Any) -> Any:
         _overflow(chunks, loss)
-        return replace(loss, total=float("inf")) if what == "loss" else None
+        return replace(loss, weighted_total=float("inf")) if what == "loss" else None
 
     states: list[dict[str, torch.Tensor]] = []
     train_step = loop._Run._train_step
@@ -222,7 +222,9 @@ def test_a_loss_spike_is_flagged_with_its_examples_and_stops_nothing(
 ) -> None:
     recipe = make_recipe(sample_data, tmp_path / "run", training__steps=7)
     recipe["faults"] = {"spike_window": 8}
-    with _changed_step(monkeypatch, (6,), lambda _, loss: replace(loss, total=loss.total * 2)):
+    with _changed_step(
+        monkeypatch, (6,), lambda _, loss: replace(loss, weighted_total=loss.weighted_total * 2)
+    ):
         _train(recipe)
     (line,) = _ledger(tmp_path / "run")
     steps = lines(tmp_path / "run", "step")

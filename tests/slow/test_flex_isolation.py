@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tests.isolation_jobs import TP2_SP, run_jobs
+from tests.verify_jobs import TP2_SP, run_jobs
 
 pytestmark = [pytest.mark.slow, pytest.mark.multi]
 # FlexAttention takes heads of 16 and more; each length is compiled for itself.
@@ -20,11 +20,11 @@ def test_the_forward_of_flex_is_isolated_and_a_moved_boundary_is_found(
 ) -> None:
     recipe = make_recipe(sample_data, tmp_path / "run", data__seq_length=128, data__overlong="drop")
     jobs = {
-        "tp1": ([*FLEX, "--packs", "2"], None),  # each rank for itself
-        "tp2_sp": ([*TP2_SP, *FLEX], None),
-        "moved": ([*TP2_SP, *FLEX, "--documents", "9"], "boundary one late"),
+        "tp1": ("--isolation", [*FLEX, "--packs", "2"], None),  # each rank for itself
+        "tp2_sp": ("--isolation", [*TP2_SP, *FLEX], None),
+        "moved": ("--isolation", [*TP2_SP, *FLEX, "--documents", "9"], "boundary one late"),
     }
-    results = run_jobs(tmp_path, recipe, jobs)
+    results = run_jobs(tmp_path, recipe, jobs, ranks=2)
     for job in ("tp1", "tp2_sp"):
         assert [rank["code"] for rank in results[job]] == [0, 0], results[job][0]["err"]
         assert "isolation: holds bit for bit" in results[job][0]["out"]

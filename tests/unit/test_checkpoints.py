@@ -1,9 +1,11 @@
-"""Checkpoints: retention, damage, other optimizers; exports that carry their tokenizer."""
+"""Checkpoints: retention, damage, malice, saves beside training and saves that fail; exports that
+carry their tokenizer."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from dsm_engine.errors import DsmError
 from dsm_engine.files import read_json, write_json
@@ -70,12 +72,49 @@ def test_every_damaged_or_missing_file_of_a_checkpoint_is_named(
     assert convert(Path(finished["run"]), tmp_path / "out").num_parameters > 0
 
 
-def test_moments_of_another_optimizer_are_refused_with_the_setting_that_fits(
-    finished: dict[str, Any],
+def test_a_file_that_is_not_of_the_checkpoint_is_refused(
+    finished: dict[str, Any], tmp_path: Path
 ) -> None:
-    other = {**finished, "parallel": {"use_distributed_optimizer": False}}
-    with pytest.raises(DsmError, match=r"set parallel\.use_distributed_optimizer=true to resume"):
-        _train(other, steps=2, resume=True)
+    checkpoint = latest_checkpoint(Path(finished["run"]))
+    assert checkpoint is not None
+    foreign = checkpoint / "__7_0.distcp"
+    foreign.write_bytes(b"")
+    try:
+        with pytest.raises(DsmError, match=r"__7_0\.distcp: does not belong to the checkpoint"):
+            convert(Path(finished["run"]), tmp_path / "out")
+    finally:
+        foreign.unlink()
+
+
+def test_a_replicated_optimizer_goes_on_where_a_distributed_one_has_stopped(
+    sample_data: Path, make_recipe: Any, tmp_path: Path, read_tensors: Any
+) -> None:
+    whole = read_tensors(_train(make_recipe(sample_data, tmp_path / "whole"), steps=2))
+    recipe = make_recipe(sample_data, tmp_path / "run")
+    _train(recipe, steps=1)
+    recipe["parallel"] = {"use_distributed_optimizer": False}
+    other = read_tensors(_train(recipe, steps=2, resume=True))
+    assert sorted(other) == sorted(whole) and len(whole) > 40
+    for name, tensor in whole.items():
+        assert torch.equal(other[name], tensor), name
+
+
+def test_megatrons_own_reader_takes_a_checkpoint(
+    finished: dict[str, Any], read_tensors: Any
+) -> None:
+    from megatron.core import dist_checkpointing
+
+    from dsm_engine.parallel.config import ParallelConfig
+    from dsm_engine.parallel.context import parallel_context
+
+    checkpoint = latest_checkpoint(Path(finished["run"]))
+    assert checkpoint is not None
+    with parallel_context(ParallelConfig(), seed=0) as context, context.megatron_scope():
+        found: Any = dist_checkpointing.load_plain_tensors(str(checkpoint))
+        common: Any = dist_checkpointing.load_common_state_dict(str(checkpoint))
+    assert common == {"iteration": 1, "updates": 1}
+    for name, tensor in read_tensors(checkpoint).items():
+        assert torch.equal(found[name], tensor), name
 
 
 def test_a_checkpoint_of_another_precision_is_refused(finished: dict[str, Any]) -> None:
@@ -143,25 +182,6 @@ def test_two_runs_do_not_write_into_one_folder(
         _train(make_recipe(sample_data, tmp_path / "run"))
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
-    sample_data: Path, make_recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import dsm_engine.training.checkpoint as module
-
-    recipe = make_recipe(sample_data, tmp_path / "run")
-    _train(recipe, steps=1)
-    folder = tmp_path / "run" / "checkpoints"
-
-    def full_disk(state: Any, path: str, **_: Any) -> None:
-        (Path(path) / "half").write_bytes(b"x")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(module.dist_checkpointing, "save", full_disk)
-    with pytest.raises(DsmError, match=r"cannot be written .*No space left"):
-        _train(recipe, steps=2, resume=True)
-    assert sorted(path.name for path in folder.iterdir()) == ["latest", "step_00000001"]
-
-
 def test_a_run_that_failed_before_its_first_checkpoint_starts_again_with_resume(
     sample_data: Path, make_recipe: Any, tmp_path: Path
 ) -> None:
@@ -170,7 +190,13 @@ def test_a_run_that_failed_before_its_first_checkpoint_starts_again_with_resume(
         _train(recipe, steps=4, lr=1e30)
     _train(recipe, steps=2, lr=1e-3, resume=True)
     kinds = [(line["kind"], line["step"]) for line in read_metrics(tmp_path / "run")]
-    assert kinds == [("validation", 0), ("step", 1), ("step", 2), ("validation", 2)]
+    assert kinds == [
+        ("validation", 0),
+        ("step", 1),
+        ("step", 2),
+        ("validation", 2),
+        ("checkpoint", 2),
+    ]
 
 
 def test_imported_weights_are_not_trained_over(

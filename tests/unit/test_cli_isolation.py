@@ -37,14 +37,15 @@ def _fails(capsys: pytest.CaptureFixture[str], words: list[object], *parts: str)
 
 
 def _with_fault(monkeypatch: pytest.MonkeyPatch, fault: Any) -> None:
-    build = isolation.build_gpt
+    build = isolation.build_chunks
 
     def build_with_fault(*arguments: Any, **keywords: Any) -> Any:
-        gpt = build(*arguments, **keywords)
-        fault(gpt)
-        return gpt
+        chunks = build(*arguments, **keywords)
+        for chunk in chunks:
+            fault(chunk)
+        return chunks
 
-    monkeypatch.setattr(isolation, "build_gpt", build_with_fault)
+    monkeypatch.setattr(isolation, "build_chunks", build_with_fault)
 
 
 def test_both_halves_are_shown_with_what_was_compared(
@@ -57,8 +58,8 @@ def test_both_halves_are_shown_with_what_was_compared(
     lines = printed.out.splitlines()
     for precision in ("fp32", "bf16"):
         rows = [line.split() for line in lines if f" {precision} " in line]
-        assert len(rows) == 5 + 4, "kinds before and after a change, and kinds against unpacked"
-        assert all(row[-1] == "0" and int(row[-2].replace(",", "")) > 500 for row in rows[:5])
+        assert len(rows) == 6 + 4, "kinds before and after a change, and kinds against unpacked"
+        assert all(row[-1] == "0" and int(row[-2].replace(",", "")) > 500 for row in rows[:6])
     assert lines[0] == "attention by split, in torch's deterministic mode"
     assert any(line.startswith("isolation: holds bit for bit; ") for line in lines)
     assert any(line.startswith("packed equals unpacked: holds within rounding; ") for line in lines)
@@ -174,8 +175,10 @@ def test_weights_that_the_run_starts_from_are_used(
     [
         (["--packs", 0], "--packs 0: at least 1 is needed"),
         (["--documents", -1], "--documents -1: at least 1 is needed"),
-        (["parallel.pipeline_model_parallel_size=2"], "is verified on one stage for now"),
-        (["parallel.tensor_model_parallel_size=2"], "does not divide the world of 1 process"),
+        (
+            ["parallel.tensor_model_parallel_size=2"],
+            "world size 1 is not divisible by TP x PP x CP 2",
+        ),
         (["parallel.sequence_parallel=true"], "needs tensor_model_parallel_size > 1"),
         (["data.trian=x"], "unknown key 'data.trian' (did you mean 'train'?)"),
         (["data.train=nothing"], "nothing.manifest.json"),
@@ -207,10 +210,10 @@ def test_a_recipe_without_data_says_so(
 @pytest.mark.parametrize(
     ("words", "part"),
     [
-        ([], "give one PREFIX, or --isolation RECIPE (found 0 words)"),
+        ([], "give one PREFIX, or --isolation or --gradients RECIPE (found 0 words)"),
         (["a", "b"], "(found 2 words)"),
         ([Path(__file__).parents[2] / "configs" / "evaluate.yaml"], "is a recipe, no dataset"),
-        (["a", "--packs", 0], "--packs goes with --isolation RECIPE"),
+        (["a", "--packs", 0], "--packs goes with --isolation or --gradients RECIPE"),
         (["a", "--forward-only"], "--forward-only goes with --isolation RECIPE"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from dsm_engine.data.packed_batch import NO_LABEL
 from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.model.config import ModelConfig
-from dsm_engine.model.gpt import build_gpt, initialize_weights
+from dsm_engine.model.gpt import build_chunks, initialize_weights
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.training.isolation.check import IsolationOptions, check_pack, num_passes
 from dsm_engine.training.isolation.numbers import (
@@ -18,6 +18,7 @@ from dsm_engine.training.isolation.numbers import (
     LOGITS,
     LOSSES,
     PARAMETER_GRADIENTS,
+    STAGE_INPUTS,
     deterministic_mode,
     run_pass,
 )
@@ -59,7 +60,7 @@ pytestmark = pytest.mark.parametrize("backend", BACKENDS, ids=lambda backend: ba
 
 
 def _model(one_rank: Any, backend: Backend, precision: Any = "fp32") -> Any:
-    gpt = build_gpt(
+    (gpt,) = build_chunks(
         MODEL,
         ParallelConfig(),
         precision,
@@ -109,7 +110,7 @@ def _check(
     precision = "bf16" if next(gpt.parameters()).dtype == torch.bfloat16 else "fp32"
     with deterministic_mode():
         return check_pack(
-            gpt, pack or _pack(), MODEL, precision, one_rank, IsolationOptions(**options)
+            [gpt], pack or _pack(), MODEL, precision, one_rank, IsolationOptions(**options)
         )
 
 
@@ -127,6 +128,7 @@ def test_a_sound_model_is_isolated_and_equals_its_documents_alone(
         LOSSES: others,
         LOGITS: others * MODEL.vocab_size,
         KEYS: others * 2 * 8,
+        STAGE_INPUTS: others * MODEL.hidden_size,
         INPUT_GRADIENTS: gradients * others * MODEL.hidden_size,
         PARAMETER_GRADIENTS: gradients * len(LENGTHS) * num_parameters,
     }
@@ -171,7 +173,7 @@ def test_a_leak_below_any_tolerance_is_found_by_its_bits(one_rank: Any, backend:
     FAULTS["mean leaks"](gpt)
     changed = with_changed_document(pack, pack.documents[0], MODEL.vocab_size)
     before, after = (
-        run_pass(gpt, batch, one_rank, gradients=False).tokens[LOGITS].of(9, sum(LENGTHS))
+        run_pass([gpt], batch, one_rank, gradients=False).tokens[LOGITS].of(9, sum(LENGTHS))
         for batch in (pack.batch, changed)
     )
     torch.testing.assert_close(before, after)  # the usual tolerance sees nothing
@@ -247,7 +249,7 @@ def test_passes_are_counted_before_they_are_run(one_rank: Any, backend: Backend)
         done = []
         options = IsolationOptions(num_documents=3, gradients=gradients)
         check_pack(
-            _model(one_rank, backend),
+            [_model(one_rank, backend)],
             _pack(),
             MODEL,
             "fp32",

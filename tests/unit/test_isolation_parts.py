@@ -14,6 +14,7 @@ from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.packed_batch import NO_LABEL
 from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.packs import packed_sequences
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.isolation.comparison import (
     Agreement,
     Comparison,
@@ -23,11 +24,11 @@ from dsm_engine.training.isolation.comparison import (
 )
 from dsm_engine.training.isolation.numbers import (
     INPUT_GRADIENTS,
+    KEYS,
     KINDS,
     LOGITS,
     PassNumbers,
     TokenNumbers,
-    deterministic_mode,
 )
 from dsm_engine.training.isolation.packs import (
     Pack,
@@ -178,10 +179,12 @@ def test_a_number_that_became_nan_has_moved_whatever_the_bound() -> None:
         assert math.isnan(comparison.movements[0].largest)
 
 
+def _numbers(values: Tensor, first_token: int) -> TokenNumbers:
+    return TokenNumbers(values=values, slots=torch.arange(first_token, first_token + len(values)))
+
+
 def _gradients(values: Tensor, first_token: int) -> PassNumbers:
-    return PassNumbers(
-        tokens={INPUT_GRADIENTS: TokenNumbers(values=values, first_token=first_token)}
-    )
+    return PassNumbers(tokens={INPUT_GRADIENTS: _numbers(values, first_token)})
 
 
 def test_a_rank_without_the_whole_document_need_not_see_its_gradients_change() -> None:
@@ -204,10 +207,14 @@ def test_relative_differences_of_zeros_and_nans_are_told_apart() -> None:
 
 
 def test_a_rank_gives_the_tokens_that_it_has() -> None:
-    second_half = TokenNumbers(values=torch.arange(4, 8), first_token=4)
+    second_half = _numbers(torch.arange(4, 8), 4)
     assert second_half.of(0, 4).tolist() == []
     assert second_half.of(2, 6).tolist() == [4, 5]
     assert second_half.of(6, 8).tolist() == [6, 7]
+    first_of_two = TokenNumbers(values=torch.arange(6), slots=torch.tensor([0, 3, 4, 5, 10, 11]))
+    assert first_of_two.of(0, 4).tolist() == [0, 1]
+    assert first_of_two.of(4, 12).tolist() == [2, 3, 4, 5]
+    assert first_of_two.has(3) and not first_of_two.has(2)
 
 
 @pytest.mark.parametrize("workspace", [None, ":16:8"])
@@ -249,3 +256,29 @@ def test_what_ranks_found_is_put_together_by_pack_and_precision() -> None:
     assert merged.agreements[LOGITS].rank == 1
     assert "by up to 1, on rank 1" in (merged.failure or "")
     assert apart == other
+
+
+def test_a_kind_that_one_stage_alone_has_is_kept_and_the_furthest_beyond_its_bound_counts() -> None:
+    def result(**agreements: Agreement) -> PackResult:
+        return PackResult(
+            precision="fp32",
+            pack_idx=3,
+            num_documents=2,
+            changed=("a",),
+            num_compared=dict.fromkeys(KINDS, 5),
+            movements=(),
+            unreached=(),
+            unrepeated=(),
+            agreements={kind.replace("_", " "): each for kind, each in agreements.items()},
+        )
+
+    first = result(rotated_keys=Agreement(worst=0.2, where="a", bound=0.1, rank=0))
+    last = result(
+        rotated_keys=Agreement(worst=0.3, where="b", bound=0.4, rank=1),
+        logits=Agreement(worst=0.0, where="b", bound=0.1, rank=1),
+    )
+    for ranks in ([first, last], [last, first]):
+        (merged,) = merge_ranks(ranks)
+        assert list(merged.agreements) == [LOGITS, KEYS]
+        assert merged.agreements[KEYS].rank == 0
+        assert "rotated keys of a by 0.2" in (merged.failure or "")

@@ -28,7 +28,14 @@ def _streams(dataset: TokenizedDataset, strategy: Any, ranks: int) -> list[PackS
             pad_id=0,
             seed=3,
             context=cast(
-                Any, SimpleNamespace(dp_rank=rank, dp_size=ranks, device=torch.device("cpu"))
+                Any,
+                SimpleNamespace(
+                    dp_rank=rank,
+                    dp_size=ranks,
+                    cp_rank=0,
+                    cp_size=1,
+                    device=torch.device("cpu"),
+                ),
             ),
         )
         for rank in range(ranks)
@@ -49,6 +56,41 @@ def test_ranks_share_the_packs_of_a_step(sample_data: Path, strategy, ranks: int
     assert sorted(tuple(t.flatten().tolist()) for share in shares for t in share) == sorted(
         tuple(t.flatten().tolist()) for t in whole
     )
+
+
+@pytest.mark.parametrize("strategy", ["random", "balanced"])
+def test_packs_read_ahead_are_those_read_when_asked_for(sample_data: Path, strategy) -> None:
+    dataset = TokenizedDataset(sample_data / "train")
+    steps = range(1, 4)
+    asked, ahead = (_streams(dataset, strategy, 2)[1] for _ in range(2))
+    ahead.read_ahead(steps, BATCH)
+    kept = []
+    for step in steps:
+        for stream in (asked, ahead):
+            kept.append(list(stream.micro_batches(stream.packs_of_step(step, BATCH))))
+    # All are compared at the end: a buffer that was filled again would show.
+    for expected, found in zip(kept[::2], kept[1::2], strict=True):
+        assert len(found) == BATCH // 2
+        for mine, other in zip(found, expected, strict=True):
+            assert torch.equal(mine.tokens, other.tokens)
+            assert torch.equal(mine.loss_weights, other.loss_weights)
+            assert mine.packed_seq_params.cu_seqlens_q.tolist() == list(
+                other.packed_seq_params.cu_seqlens_q
+            )
+    ahead.close()
+
+
+def test_a_step_out_of_turn_is_read_all_the_same(sample_data: Path) -> None:
+    dataset = TokenizedDataset(sample_data / "train")
+    asked, ahead = (_streams(dataset, "random", 1)[0] for _ in range(2))
+    ahead.read_ahead(range(9), BATCH)
+    for step in (0, 5, 1):
+        expected, found = (
+            [batch.tokens[0].tolist() for batch in s.micro_batches(s.packs_of_step(step, BATCH))]
+            for s in (asked, ahead)
+        )
+        assert found == expected
+    ahead.close()
 
 
 def test_balanced_packs_are_dealt_by_their_cost(sample_data: Path) -> None:

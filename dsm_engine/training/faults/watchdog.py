@@ -43,7 +43,7 @@ class Watchdog:
     def __init__(self, run: Path, *, timeout_s: float) -> None:
         Watchdog._runs += 1
         self._run = run
-        self._timeout_s = timeout_s
+        self._timeout_s = self._allowed_s = timeout_s
         self._rank = dist.get_rank()
         self._phase = "the start-up"
         self._since = time.monotonic()
@@ -51,9 +51,13 @@ class Watchdog:
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
-    def begin(self, phase: str) -> None:
-        """The main thread begins a phase: a step, a validation, a save. Costs no wait."""
+    def begin(self, phase: str, *, within_s: float = 0.0) -> None:
+        """The main thread begins a phase: a step, a validation, a save. Costs no wait.
+
+        One that takes long by its nature has `within_s` where that is more than the time-out.
+        """
         self._phase, self._since = phase, time.monotonic()
+        self._allowed_s = max(self._timeout_s, within_s)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -84,11 +88,11 @@ class Watchdog:
     def _watch(self) -> None:
         poll_s = min(_POLL_S, self._timeout_s / 4)
         while not self._done.wait(poll_s):
-            _arm_faulthandler(self._timeout_s + poll_s)
+            _arm_faulthandler(self._allowed_s + poll_s)
             seconds = time.monotonic() - self._since
             if self._alarm is not None and self._alarm.heard():
                 self._end(f"another rank hangs; this one was in {self._phase}")
-            if seconds > self._timeout_s:
+            if seconds > self._allowed_s:
                 if self._alarm is not None:
                     self._alarm.ring()
                 self._end(f"no progress for {seconds:.0f} s in {self._phase}")

@@ -16,11 +16,11 @@ from dsm_engine.data.packed_batch import PackReader
 from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.choice import choose_backend
 from dsm_engine.model.config import ModelConfig, Precision
-from dsm_engine.model.gpt import attention_case, build_gpt
+from dsm_engine.model.gpt import attention_case, build_chunks
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.isolation.check import IsolationOptions, check_pack, num_passes
-from dsm_engine.training.isolation.numbers import deterministic_mode
 from dsm_engine.training.isolation.packs import Pack, choose_packs, read_pack
 from dsm_engine.training.isolation.report import IsolationReport, PackResult, merge_ranks
 from dsm_engine.training.run_data import open_run_data
@@ -66,7 +66,7 @@ def verify_isolation(
             progress(done, total)
 
         for precision in precisions:
-            gpt = build_gpt(
+            chunks = build_chunks(
                 model,
                 recipe.parallel,
                 precision,
@@ -74,12 +74,12 @@ def verify_isolation(
                 attention=backends[precision],
                 training=options.gradients,
             )
-            fill_weights([gpt], recipe, model, context)
+            fill_weights(chunks, recipe, model, context)
             # torch stops compiling FlexAttention after a few widths, and goes on by other means.
             asked = replace(options, keep_width=backends[precision] == "flex")
             for pack in packs:
-                results.append(check_pack(gpt, pack, model, precision, context, asked, on_pass))
-            del gpt  # before the next one is built
+                results.append(check_pack(chunks, pack, model, precision, context, asked, on_pass))
+            del chunks  # before the next one is built
         all_ranks: list[Any] = [None] * context.world_size
         dist.all_gather_object(all_ranks, results)
     return IsolationReport(
@@ -123,9 +123,3 @@ def _refuse_options(recipe: TrainRecipe, options: IsolationOptions) -> None:
     for name, value in (("packs", options.num_packs), ("documents", options.num_documents)):
         if value < 1:
             raise DsmError(f"--{name} {value}: at least 1 is needed")
-    stages = recipe.parallel.pipeline_model_parallel_size
-    if stages > 1:
-        raise DsmError(
-            f"parallel.pipeline_model_parallel_size {stages}: isolation is verified on one stage "
-            f"for now; set it to 1"
-        )

@@ -1,7 +1,8 @@
 """The two halves of the check, on one pack and this rank's part of the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -18,9 +19,11 @@ from dsm_engine.training.isolation.comparison import (
 )
 from dsm_engine.training.isolation.numbers import (
     INPUT_GRADIENTS,
+    KEYS,
     LOGITS,
     LOSSES,
     PARAMETER_GRADIENTS,
+    STAGE_INPUTS,
     PassNumbers,
     run_pass,
 )
@@ -63,7 +66,7 @@ def num_passes(pack: Pack, options: IsolationOptions) -> int:
 
 
 def check_pack(
-    gpt: GPTModel,
+    chunks: Sequence[GPTModel],
     pack: Pack,
     model: ModelConfig,
     precision: Precision,
@@ -71,14 +74,15 @@ def check_pack(
     options: IsolationOptions,
     on_pass: Callable[[], None] = lambda: None,
 ) -> PackResult:
-    """Runs both halves; every rank of the TP group calls it with the same pack."""
-    return _PackCheck(gpt, pack, model, precision, context, options, on_pass).result()
+    """Runs both halves; every rank that holds a part of the model (TP, PP, CP) calls it with the
+    same pack."""
+    return _PackCheck(chunks, pack, model, precision, context, options, on_pass).result()
 
 
 class _PackCheck:
     def __init__(
         self,
-        gpt: GPTModel,
+        chunks: Sequence[GPTModel],
         pack: Pack,
         model: ModelConfig,
         precision: Precision,
@@ -86,7 +90,7 @@ class _PackCheck:
         options: IsolationOptions,
         on_pass: Callable[[], None],
     ) -> None:
-        self._gpt = gpt
+        self._chunks = chunks
         self._pack = pack
         self._model = model
         self._precision: Precision = precision
@@ -118,7 +122,7 @@ class _PackCheck:
 
     def _run(self, batch: MicroBatch, loss_weights: Tensor | None = None) -> PassNumbers:
         numbers = run_pass(
-            self._gpt,
+            self._chunks,
             batch,
             self._context,
             gradients=self._options.gradients,
@@ -140,14 +144,15 @@ class _PackCheck:
         """By kind, the document or parameter whose packed numbers are furthest from the unpacked
         ones; the gradients of parameters are summed over the documents."""
         differences: dict[str, dict[str, float]] = {kind: {} for kind in packed.tokens}
-        differences.pop(INPUT_GRADIENTS, None)  # under SP they stand on other ranks
+        for kind in (STAGE_INPUTS, INPUT_GRADIENTS):  # under SP they stand on other ranks
+            differences.pop(kind, None)
         sums = {
             name: torch.zeros_like(gradient, dtype=torch.float32)
             for name, gradient in packed.parameters.items()
         }
-        multiple_of = self._context.tp_size if self._gpt.config.sequence_parallel else 1
-        if self._options.keep_width:
-            multiple_of = self._pack.batch.tokens.size(1)
+        multiple_of = self._pack.batch.tokens.size(1)
+        if not self._options.keep_width:
+            multiple_of = self._slots_divisor()
         for document in self._pack.documents:
             alone = self._run(document_alone(self._pack.batch, document, multiple_of=multiple_of))
             length = document.end - document.start
@@ -171,11 +176,25 @@ class _PackCheck:
         return {
             kind: furthest(
                 by_name,
-                rounding_bound(self._precision, kind, self._model.num_layers),
+                rounding_bound(self._precision, kind, self._num_layers(kind)),
                 self._context.rank,
             )
             for kind, by_name in differences.items()
         }
+
+    def _slots_divisor(self) -> int:
+        """What the tokens of a pack are split evenly over."""
+        config = self._chunks[0].config
+        sp = self._context.tp_size if config.sequence_parallel else 1
+        cp = self._context.cp_size
+        return sp * (2 * cp if cp > 1 else 1)
+
+    def _num_layers(self, kind: str) -> int:
+        """Layers that numbers of the kind went through."""
+        if kind == KEYS:  # those of the first layer of each chunk
+            decoder: Any = self._chunks[-1].decoder
+            return decoder.layers[0].layer_number  # counted from 1, over all stages
+        return self._model.num_layers
 
 
 def _largest(logits: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ from torch import Tensor
 from dsm_engine.model.config import Precision
 from dsm_engine.training.isolation.numbers import (
     INPUT_GRADIENTS,
-    KEYS,
     KINDS,
     PARAMETER_GRADIENTS,
     PassNumbers,
+    TokenNumbers,
 )
 from dsm_engine.training.isolation.packs import PackDocument
 
@@ -65,7 +65,7 @@ class Comparison:
         for name, gradient in first.parameters.items():
             pairs[f"{PARAMETER_GRADIENTS} of {name}"] = (gradient, second.parameters[name])
         for name, (one, other) in pairs.items():
-            if _differs(one, other, self._allowed(one)).any():
+            if values_differ(one, other, self._allowed(one)).any():
                 self.unrepeated.append(name)
 
     def compare(
@@ -79,7 +79,7 @@ class Comparison:
     ) -> None:
         """Counts the values, and notes a movement where some differ by more than is allowed."""
         self.num_compared[kind] += before.numel()
-        differs = _differs(before, after, allowed)
+        differs = values_differ(before, after, allowed)
         num_moved = int(differs.sum())
         if num_moved:
             difference = (before[differs].double() - after[differs].double()).abs()
@@ -111,7 +111,10 @@ class Comparison:
                 )
                 if document is not changed:
                     self.compare(old, new, kind, changed.name, document.name, allowed)
-                elif self._must_move(kind, document, old) and not _differs(old, new, 0.0).any():
+                elif (
+                    self._must_move(kind, document, numbers)
+                    and not values_differ(old, new, 0.0).any()
+                ):
                     self.unreached.append(f"the {kind} of {document.name}")
 
     def compare_parameters(
@@ -128,12 +131,12 @@ class Comparison:
         return self.bound * float(tensor.abs().max()) if self.bound else 0.0
 
     @staticmethod
-    def _must_move(kind: str, document: PackDocument, numbers: Tensor) -> bool:
+    def _must_move(kind: str, document: PackDocument, numbers: TokenNumbers) -> bool:
         if kind == INPUT_GRADIENTS:
-            # Those behind the last label are 0: under SP a rank may have no others.
-            is_whole = len(numbers) == document.end - document.start
-            return is_whole and document.is_supervised
-        return numbers.numel() > 0
+            # Those behind the last label are 0: a rank with a part of the tokens (SP, CP) may have
+            # no others, but every loss of a document depends on its first token.
+            return document.is_supervised and numbers.has(document.start)
+        return len(numbers.of(document.start, document.end)) > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,17 +166,17 @@ def furthest(differences: Mapping[str, float], bound: float, rank: int) -> Agree
 
 
 def rounding_bound(precision: Precision, kind: str, num_layers: int) -> float:
-    """Largest relative L2 difference of a tensor that passes for rounding.
+    """Largest relative L2 difference of a tensor that passes for rounding, `num_layers` being those
+    its numbers went through.
 
     Packed and unpacked differ in how attention batches documents and in the order of sums. Every
     layer contributes relative errors of some unit roundoffs, independent of the other layers', so
     that their sum grows with the square root of the layers. The factors leave room for what
     normalisation and softmax amplify; gradients go through the layers twice and are sums over all
-    tokens, and the rotated keys are those of the first layer.
+    tokens.
     """
     factors = _ROUNDINGS_OF_GRADIENTS if kind == PARAMETER_GRADIENTS else _ROUNDINGS
-    layers = 1 if kind == KEYS else num_layers
-    return factors[precision] * _UNIT_ROUNDOFF[precision] * math.sqrt(layers)
+    return factors[precision] * _UNIT_ROUNDOFF[precision] * math.sqrt(num_layers)
 
 
 def relative_difference(
@@ -188,7 +191,8 @@ def relative_difference(
     return difference / norm if norm else math.inf
 
 
-def _differs(before: Tensor, after: Tensor, allowed: float) -> Tensor:
+def values_differ(before: Tensor, after: Tensor, allowed: float = 0.0) -> Tensor:
+    """Bool, of the same shape: where the bits differ, or values by more than is allowed."""
     if allowed == 0.0:
         integer = _INTEGERS[before.element_size()]
         return before.contiguous().view(integer) != after.contiguous().view(integer)

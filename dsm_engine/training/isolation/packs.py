@@ -149,8 +149,8 @@ def without_loss_of(batch: MicroBatch, document: PackDocument) -> Tensor:
 def document_alone(batch: MicroBatch, document: PackDocument, *, multiple_of: int) -> MicroBatch:
     """The document as the only one of a pack of its length.
 
-    Sequence parallelism splits a pack evenly over ranks (`multiple_of`): what is missing to that
-    is tail padding, as in every pack.
+    Sequence and context parallelism split a pack evenly over ranks (`multiple_of`): what is
+    missing to that is tail padding, as in every pack.
     """
     length = document.end - document.start
     padding = -length % multiple_of

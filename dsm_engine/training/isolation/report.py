@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from dsm_engine.model.config import Precision
 from dsm_engine.training.isolation.comparison import Agreement, Movement
+from dsm_engine.training.isolation.numbers import KINDS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +122,12 @@ def _merged(mine: PackResult, other: PackResult) -> PackResult:
         unreached=mine.unreached + other.unreached,
         unrepeated=mine.unrepeated + other.unrepeated,
         agreements={
-            kind: max(agreement, other.agreements[kind], key=lambda each: each.worst)
-            for kind, agreement in mine.agreements.items()
+            kind: max(found, key=lambda each: each.worst / each.bound)
+            for kind in KINDS  # losses and logits are on the last stage alone
+            if (
+                found := [
+                    each[kind] for each in (mine.agreements, other.agreements) if kind in each
+                ]
+            )
         },
     )
