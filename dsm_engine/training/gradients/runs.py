@@ -1,7 +1,7 @@
 """The gradient of a global batch: by the engine's own step, and summed document by document."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -102,7 +102,7 @@ def engine_gradient(
     for chunk in wrapped:
         _gather_shards(chunk)
     return BatchGradient(
-        loss=loss,
+        loss=replace(loss, token_losses=()),  # sums are compared, and sent to other ranks
         parameters={
             shard.name: shard.parameter.main_grad  # pyright: ignore[reportAttributeAccessIssue]
             for chunk in chunks
