@@ -14,6 +14,7 @@ import torch.distributed as dist
 from dsm_engine.errors import DsmError
 from dsm_engine.parallel import cpu_backend
 from dsm_engine.parallel.config import ParallelConfig
+from dsm_engine.parallel.rendezvous import store_of_this_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,8 @@ def _local_rank() -> int:
 def _join(device: torch.device, timeout: timedelta) -> None:
     backend = "gloo" if device.type == "cpu" else "nccl"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, ranks = store_of_this_start(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     else:
         # A job of one needs no port: nothing to collide with a neighbour's.
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]

@@ -9,6 +9,7 @@ from dsm_engine.data.pack_index import OverlongPolicy, PackStrategy
 from dsm_engine.model.config import AttentionChoice, ModelConfig, Precision
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.recipes import Section
+from dsm_engine.training.faults.config import FaultsConfig
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 WsdDecay = Literal["sqrt", "linear"]
@@ -166,6 +167,7 @@ class TrainRecipe(Section):
     training: OptimizationConfig
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig | None = None
+    faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:

@@ -5,13 +5,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-from megatron.core.dist_checkpointing import ShardedTensor
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import apply_factories
-from megatron.core.models.gpt import GPTModel
-from torch import Tensor
+from typing import Any
 
 from dsm_engine.data.tokenizers import Tokenizer, load_tokenizer
 from dsm_engine.errors import DsmError
@@ -123,7 +117,6 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
         description = CheckpointDescription(
             step=0, model=model, precision=precision, stream={}, optimizer=None
         )
-        _save_without_copies(gpt)
         save_checkpoint(aside, description, [gpt], None, context, keep=1)
         load_tokenizer(folder).save(aside / TOKENIZER_FOLDER)
         keep_generation_config(folder, aside)
@@ -133,33 +126,6 @@ def _hf_to_checkpoint(folder: Path, destination: Path, precision: Precision) -> 
         num_parameters=model.num_parameters,
         direction="Hugging Face to checkpoint",
     )
-
-
-def _save_without_copies(gpt: GPTModel) -> None:
-    """Has a model that is of no use after it is saved give up what its state holds in parts.
-
-    The gate and up projections are saved apart, and tensors that are parts of others are copied
-    before they are written.
-    """
-    original = gpt.sharded_state_dict
-
-    def sharded_state_dict(*args: Any, **kwargs: Any) -> dict[str, Any]:
-        state = original(*args, **kwargs)
-        apply_factories(state)
-        by_storage: dict[int, list[ShardedTensor]] = {}
-        for tensor in nested_values(state):
-            if isinstance(tensor, ShardedTensor) and tensor.data is not None:
-                storage = tensor.data.untyped_storage()
-                if storage.nbytes() > tensor.data.nbytes:
-                    by_storage.setdefault(storage.data_ptr(), []).append(tensor)
-        for parts in by_storage.values():
-            whole = cast(Tensor, parts[0].data).untyped_storage()
-            for part in parts:
-                part.data = cast(Tensor, part.data).clone()
-            whole.resize_(0)
-        return state
-
-    gpt.sharded_state_dict = sharded_state_dict
 
 
 def _gguf_to_hf(source: Path, destination: Path, precision: Precision) -> Conversion:

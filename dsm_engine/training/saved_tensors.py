@@ -1,5 +1,6 @@
 """A checkpoint's weights, each read when it is asked for, without building a model."""
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from io import BytesIO
@@ -11,7 +12,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dsm_engine.errors import DsmError
 from dsm_engine.parallel.context import ParallelContext
-from dsm_engine.training.checkpoint import CheckpointDescription, read_metadata
+from dsm_engine.training.checkpoint import CheckpointDescription, verified_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +31,10 @@ def open_saved_tensors(
 ) -> "SavedTensors":
     """The weights of a checkpoint whose files are what was written.
 
-    All ranks together. Raises DsmError where a file is missing or damaged.
+    All ranks together. Raises DsmError where a file is missing, damaged or not what a checkpoint
+    holds.
     """
-    metadata = read_metadata(folder, description, context)
+    metadata = verified_records(folder, description, context).metadata
     chunks: dict[str, list[_Chunk]] = {}
     for index, stored in metadata.storage_data.items():
         saved = metadata.state_dict_metadata[index.fqn]
@@ -53,7 +55,7 @@ def open_saved_tensors(
 
 
 class SavedTensors:
-    """The tensors of a checkpoint, whatever layout wrote it: in boxes, under tensor parallelism."""
+    """The tensors of a checkpoint, whatever layout wrote it: each in one chunk or several."""
 
     def __init__(self, folder: Path, chunks: Mapping[str, list[_Chunk]]) -> None:
         self._folder = folder
@@ -73,7 +75,7 @@ class SavedTensors:
             if whole is None:
                 whole = torch.empty(shape, dtype=part.dtype)
             box = tuple(
-                slice(at, at + size) for at, size in zip(chunk.offsets, chunk.sizes, strict=True)
+                slice(at, at + size) for at, size in zip(chunk.offsets, part.shape, strict=True)
             )
             whole[box].copy_(part)
             num_filled += part.numel()
@@ -90,13 +92,7 @@ class SavedTensors:
             file.seek(chunk.begin)
             content = BytesIO(file.read(chunk.num_bytes))
         try:
-            part = torch.load(content, map_location="cpu", weights_only=True)
-        except Exception as error:  # foreign bytes make unpicklers raise what they like
-            raise self._cannot_be_loaded(path, str(error)) from error
-        if not isinstance(part, Tensor) or tuple(part.shape) != chunk.sizes:
-            raise self._cannot_be_loaded(path, "it holds no tensor of the size that .metadata says")
-        return part
-
-    def _cannot_be_loaded(self, path: Path, reason: str) -> DsmError:
-        lines = reason.strip().splitlines() or ["it is no tensor"]
-        return DsmError(f"{self._folder}: cannot be loaded: {path.name}: {lines[0]}")
+            return torch.load(content, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise DsmError(f"{path}: cannot be loaded: {reason}") from error

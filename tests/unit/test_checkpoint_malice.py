@@ -30,18 +30,35 @@ class _Exploit:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recipe: Any) -> Path:
-    """A run of one step."""
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recipe: Any
+) -> TrainRecipe:
+    """The recipe of a run of one step."""
     recipe = make_recipe(sample_data, tmp_path_factory.mktemp("malice") / "run", training__steps=1)
     train(TrainRecipe.model_validate(recipe))
-    return Path(recipe["run"])
+    return TrainRecipe.model_validate(recipe)
 
 
 @pytest.fixture
-def run(finished: Path, tmp_path: Path) -> Path:
+def run(finished: TrainRecipe, tmp_path: Path) -> Path:
     """A copy to spoil."""
-    shutil.copytree(finished, tmp_path / "run")
+    shutil.copytree(finished.run, tmp_path / "run")
     return tmp_path / "run"
+
+
+@pytest.fixture
+def refused(run: Path, finished: TrainRecipe) -> Callable[[str], None]:
+    """Asserts that neither an export nor a resumption takes the spoilt copy, signed again."""
+
+    def check(match: str) -> None:
+        _sign(_checkpoint(run))
+        with pytest.raises(DsmError, match=match):
+            convert(run, run.with_name("out"))
+        assert not run.with_name("out").exists()
+        with pytest.raises(DsmError, match=match):
+            train(finished.model_copy(update={"run": run}), resume=True)
+
+    return check
 
 
 def _checkpoint(run: Path) -> Path:
@@ -55,13 +72,6 @@ def _sign(folder: Path) -> None:
     description = read_json(folder / "dsm.json")
     description["files"] = {name: file_xxh3(folder / name) for name in description["files"]}
     write_json(folder / "dsm.json", description)
-
-
-def _refused(run: Path, match: str) -> None:
-    _sign(_checkpoint(run))
-    with pytest.raises(DsmError, match=match):
-        convert(run, run.with_name("out"))
-    assert not run.with_name("out").exists()
 
 
 def _spoil_metadata(run: Path, change: Callable[[Any], object]) -> None:
@@ -79,37 +89,37 @@ def test_a_checkpoint_signed_again_is_still_one(run: Path) -> None:
 
 
 @pytest.mark.parametrize("whole", [True, False])
-def test_code_in_the_metadata_is_refused_and_not_run(run: Path, whole: bool) -> None:
+def test_code_in_the_metadata_is_refused_and_not_run(run: Path, refused: Any, whole: bool) -> None:
     marker = run.with_name("marker")
     if whole:
         (_checkpoint(run) / ".metadata").write_bytes(pickle.dumps(_Exploit(marker)))
     else:
         _spoil_metadata(run, lambda it: setattr(it, "planner_data", _Exploit(marker)))
-    _refused(run, r"\.metadata: is not what a checkpoint .* asks for pathlib\.")
+    refused(r"\.metadata: is not what a checkpoint .* asks for pathlib\.")
     assert not marker.exists()
     pickle.loads((_checkpoint(run) / ".metadata").read_bytes())
     assert marker.exists(), "the code would not run under any reader"
 
 
 @pytest.mark.parametrize("name", ["builtins.eval", "torch.load", "torch.serialization.load"])
-def test_a_name_within_an_allowed_module_is_refused_too(run: Path, name: str) -> None:
+def test_a_name_within_an_allowed_module_is_refused_too(run: Path, refused: Any, name: str) -> None:
     module, _, function = name.rpartition(".")
     payload = f"c{module}\n{function}\n(Vprint\ntR.".encode()
     (_checkpoint(run) / ".metadata").write_bytes(payload)
-    _refused(run, f"asks for {name}")
+    refused(f"asks for {name}")
 
 
-def test_code_in_the_common_state_is_refused_and_not_run(run: Path) -> None:
+def test_code_in_the_common_state_is_refused_and_not_run(run: Path, refused: Any) -> None:
     marker = run.with_name("marker")
     path = _checkpoint(run) / "common.pt"
     torch.save({"iteration": 1, "updates": 1, "more": _Exploit(marker)}, path)
-    _refused(run, r"common\.pt: is not what a checkpoint")
+    refused(r"common\.pt: is not what a checkpoint")
     assert not marker.exists()
     torch.load(path, weights_only=False)
     assert marker.exists(), "the code would not run under any reader"
 
 
-def test_code_in_a_tensor_file_is_refused_and_not_run(run: Path) -> None:
+def test_code_in_a_tensor_file_is_refused_and_not_run(run: Path, refused: Any) -> None:
     marker = run.with_name("marker")
     path = _checkpoint(run) / "__0_0.distcp"
     torch.save(_Exploit(marker), path)
@@ -119,21 +129,21 @@ def test_code_in_a_tensor_file_is_refused_and_not_run(run: Path) -> None:
             place.offset, place.length = 0, path.stat().st_size
 
     _spoil_metadata(run, point_there)
-    _refused(run, "cannot be loaded")
+    refused("cannot be loaded")
     assert not marker.exists()
 
 
-def test_an_object_in_the_place_of_a_tensor_is_refused(run: Path) -> None:
+def test_an_object_in_the_place_of_a_tensor_is_refused(run: Path, refused: Any) -> None:
     def disguise(metadata: Any) -> None:
         name = "decoder.final_layernorm.weight"
         assert name in metadata.state_dict_metadata
         metadata.state_dict_metadata[name] = BytesStorageMetadata()
 
     _spoil_metadata(run, disguise)
-    _refused(run, "names objects that are no tensors")
+    refused("names objects that are no tensors")
 
 
-def test_tensors_outside_the_folder_are_refused(run: Path) -> None:
+def test_tensors_outside_the_folder_are_refused(run: Path, refused: Any) -> None:
     outside = run.with_name("outside.distcp")
     shutil.copy(_checkpoint(run) / "__0_0.distcp", outside)
 
@@ -142,15 +152,15 @@ def test_tensors_outside_the_folder_are_refused(run: Path) -> None:
             place.relative_path = str(outside)
 
     _spoil_metadata(run, escape)
-    _refused(run, r"points at '.*outside\.distcp', a file that dsm\.json does not name")
+    refused(r"points at '.*outside\.distcp', a file that dsm\.json does not name")
 
 
 @pytest.mark.parametrize("content", [b"", b"\x80\x04.", pickle.dumps(7), pickle.dumps({})])
-def test_metadata_that_is_no_metadata_is_refused(run: Path, content: bytes) -> None:
+def test_metadata_that_is_no_metadata_is_refused(run: Path, refused: Any, content: bytes) -> None:
     (_checkpoint(run) / ".metadata").write_bytes(content)
-    _refused(run, r"\.metadata: is not what a checkpoint")
+    refused(r"\.metadata: is not what a checkpoint")
 
 
-def test_the_common_state_of_another_step_is_refused(run: Path) -> None:
+def test_the_common_state_of_another_step_is_refused(run: Path, refused: Any) -> None:
     torch.save({"iteration": 2, "updates": 2}, _checkpoint(run) / "common.pt")
-    _refused(run, r"common\.pt: is of step 2, dsm\.json says 1")
+    refused(r"common\.pt: is of step 2, dsm\.json says 1")

@@ -99,6 +99,24 @@ def test_a_replicated_optimizer_goes_on_where_a_distributed_one_has_stopped(
         assert torch.equal(other[name], tensor), name
 
 
+def test_megatrons_own_reader_takes_a_checkpoint(
+    finished: dict[str, Any], read_tensors: Any
+) -> None:
+    from megatron.core import dist_checkpointing
+
+    from dsm_engine.parallel.config import ParallelConfig
+    from dsm_engine.parallel.context import parallel_context
+
+    checkpoint = latest_checkpoint(Path(finished["run"]))
+    assert checkpoint is not None
+    with parallel_context(ParallelConfig(), seed=0) as context, context.megatron_scope():
+        found: Any = dist_checkpointing.load_plain_tensors(str(checkpoint))
+        common: Any = dist_checkpointing.load_common_state_dict(str(checkpoint))
+    assert common == {"iteration": 1, "updates": 1}
+    for name, tensor in read_tensors(checkpoint).items():
+        assert torch.equal(found[name], tensor), name
+
+
 def test_a_checkpoint_of_another_precision_is_refused(finished: dict[str, Any]) -> None:
     other = {**finished, "training": {**finished["training"], "precision": "bf16"}}
     with pytest.raises(DsmError, match="was trained in fp32, the recipe says bf16"):

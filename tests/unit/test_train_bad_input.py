@@ -251,4 +251,4 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_documents(
     tmp_path: Path, sample_data: Path, make_recipe: Make
 ) -> None:
     recipe = make_recipe(sample_data, tmp_path / "run", training__lr=1e30, training__steps=4)
-    _fails(recipe, r"step \d: .* is (nan|inf); .*Documents of the step, by pack: \[\[\d+")
+    _fails(recipe, r"step \d: .* is (nan|inf); .*highest loss: document \d+ \(.*--replay \d")

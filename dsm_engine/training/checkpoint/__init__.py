@@ -16,7 +16,7 @@ from dsm_engine.training.checkpoint.description import (
     latest_checkpoint,
 )
 from dsm_engine.training.checkpoint.moments import optimizer_kind
-from dsm_engine.training.checkpoint.reading import load_checkpoint, read_metadata
+from dsm_engine.training.checkpoint.reading import load_checkpoint, verified_records
 from dsm_engine.training.checkpoint.under_way import SaveOutcome
 from dsm_engine.training.checkpoint.writing import CheckpointWriter, save_checkpoint
 
@@ -29,6 +29,6 @@ __all__ = [
     "latest_checkpoint",
     "load_checkpoint",
     "optimizer_kind",
-    "read_metadata",
     "save_checkpoint",
+    "verified_records",
 ]

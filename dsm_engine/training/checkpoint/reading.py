@@ -8,6 +8,7 @@ dsm.json: a checksum shows damage, not malice, as whoever changes a file can cha
 
 import pickle
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -88,19 +89,18 @@ def load_checkpoint(
             f"{folder}: is a checkpoint of another model ({'; '.join(differences)}); "
             f"use its recipe or another run folder"
         )
-    _refuse_damage(folder, description, context)
-    metadata, common = _on_all_ranks(lambda: _read_records(folder, description), context)
+    records = verified_records(folder, description, context)
     with_moments = optimizer is not None and description.optimizer is not None
     with context.megatron_scope(), torch.no_grad():
         weights = weight_boxes(chunks)
         boxes = [box for boxes in weights for box in boxes]
         if optimizer is not None and with_moments:
-            prepare_moments(optimizer, updates=common["updates"])
+            prepare_moments(optimizer, updates=records.updates)
             boxes += moment_boxes(held_slices(optimizer), weights)
         try:
             load(
                 torch_state(boxes),
-                storage_reader=_Reader(folder, metadata),
+                storage_reader=_Reader(folder, records.metadata),
                 planner=_Planner(flatten_state_dict=False, flatten_sharded_tensors=False),
             )
         except CheckpointException as error:
@@ -113,16 +113,26 @@ def load_checkpoint(
     return description
 
 
-def read_metadata(
-    folder: Path, description: CheckpointDescription, context: ParallelContext
-) -> Metadata:
-    """Where each box of each tensor lies in a checkpoint whose files are those that were written.
+@dataclass(frozen=True, kw_only=True)
+class Records:
+    """What a checkpoint holds beside its tensors."""
 
-    All ranks together. Raises DsmError, on every rank, as `load_checkpoint` does.
+    metadata: Metadata
+    """Where each box of each tensor lies."""
+    updates: int
+    """How often the moments have been updated."""
+
+
+def verified_records(
+    folder: Path, description: CheckpointDescription, context: ParallelContext
+) -> Records:
+    """Compares all files with the description, then reads the two that are no tensors.
+
+    All ranks together. Raises DsmError, on every rank, where a file is missing, foreign, damaged,
+    or not what a checkpoint holds.
     """
     _refuse_damage(folder, description, context)
-    metadata, _ = _on_all_ranks(lambda: _read_records(folder, description), context)
-    return metadata
+    return _on_all_ranks(lambda: _read_records(folder, description), context)
 
 
 def _refuse_damage(
@@ -172,10 +182,7 @@ def _on_all_ranks(action: Callable[[], _T], context: ParallelContext) -> _T:
     return result
 
 
-def _read_records(
-    folder: Path, description: CheckpointDescription
-) -> tuple[Metadata, dict[str, int]]:
-    """`.metadata`, which says where each box lies, and `common.pt`."""
+def _read_records(folder: Path, description: CheckpointDescription) -> Records:
     metadata = _read(folder / METADATA, _unpickle_metadata)
     for info in metadata.storage_data.values():
         if info.relative_path not in description.files:
@@ -189,7 +196,7 @@ def _read_records(
             f"{folder / COMMON}: is of step {common['iteration']}, {DESCRIPTION} says "
             f"{description.step}; resume from another checkpoint"
         )
-    return metadata, common
+    return Records(metadata=metadata, updates=common["updates"])
 
 
 def _read(path: Path, reader: Callable[[Path], _T]) -> _T:

@@ -112,8 +112,7 @@ class CheckpointWriter:
                 updates = count_updates(self._optimizer)
                 boxes += moment_boxes(held_slices(self._optimizer), weights)
             boxes = [box for box in boxes if is_main_replica(box.replica_id)]
-            if self._background:
-                boxes = [_copied(box) for box in boxes]
+            boxes = [_copied(box) if self._background else _apart(box) for box in boxes]
         return SaveUnderWay(
             self._run,
             description,
@@ -148,6 +147,15 @@ def _copied(box: ShardedTensor) -> ShardedTensor:
     """The box with its data in host memory of their own: training moves the weights on."""
     assert box.data is not None
     return replace(box, data=box.data.detach().to("cpu", copy=True))
+
+
+def _apart(box: ShardedTensor) -> ShardedTensor:
+    """The same bytes as a tensor that is no part of another: torch's writer would clone it."""
+    assert box.data is not None
+    if box.data.device.type != "cpu":
+        return box
+    content = box.data.detach().view(-1).view(torch.uint8).numpy()
+    return replace(box, data=torch.from_numpy(content).view(box.data.dtype).view(box.data.shape))
 
 
 def _cannot_be_written(outcome: SaveOutcome, what: str) -> DsmError:
