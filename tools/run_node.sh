@@ -13,7 +13,7 @@
 #
 # SIGUSR1 and the first SIGTERM, SIGINT or SIGHUP go to the processes themselves: `dsm train`
 # finishes its step, saves and ends. torchrun's own way would kill them after 30 seconds. The next
-# SIGTERM, SIGINT or SIGHUP ends torchrun.
+# SIGTERM, SIGINT or SIGHUP ends torchrun, and so does its starting others in their place.
 set -euo pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -23,6 +23,10 @@ python=${DSM_PYTHON:-$root/.venv/bin/python}
   echo "usage: tools/run_node.sh PROGRAM [ARGUMENT ...]" >&2
   exit 2
 }
+
+# Restarted processes of several nodes would find addresses of dead ones in a store that the agents
+# share with them (torch 2.13): "Gloo connectFullMesh failed", or a hang. So they make their own.
+export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
 
 "$python" -m torch.distributed.run \
   --nnodes "${DSM_NNODES:-1}" \
@@ -36,6 +40,7 @@ torchrun=$!
 
 interrupted=0
 asked=0
+asked_processes=""
 pass_on() {
   interrupted=1
   pkill "-$1" -P "$torchrun" || true
@@ -43,11 +48,21 @@ pass_on() {
 end() {
   if [[ $asked -eq 0 ]]; then
     asked=1
+    asked_processes=" $(pgrep -P "$torchrun" | xargs) "
     pass_on TERM
   else
     interrupted=1
     kill -TERM "$torchrun" 2>/dev/null || true
   fi
+}
+start_no_others() {
+  local process
+  while kill -0 "$torchrun" 2>/dev/null; do
+    for process in $(pgrep -P "$torchrun"); do
+      [[ $asked_processes == *" $process "* ]] || kill -TERM "$torchrun" 2>/dev/null || true
+    done
+    sleep 0.5
+  done
 }
 trap 'pass_on USR1' USR1
 trap end TERM INT HUP
@@ -55,6 +70,7 @@ trap end TERM INT HUP
 # `wait` also returns when a signal was handled; 127 means that torchrun's end was reported before.
 status=0
 while true; do
+  [[ $asked -eq 0 ]] || start_no_others
   interrupted=0
   code=0
   wait "$torchrun" || code=$?

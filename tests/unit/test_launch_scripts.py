@@ -173,7 +173,25 @@ def test_signals_of_a_node_reach_the_processes_and_their_end_is_its_own(
     assert log.read_text().splitlines() == ["ready", *expected]
 
 
-def test_two_nodes_started_through_ssh_are_one_job(tmp_path: Path) -> None:
+def test_a_node_that_is_to_end_starts_no_processes_in_the_place_of_those_that_ended(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    _program(tmp_path / "worker", 'trap "exit 1" TERM', f"echo ready >>{log}", "sleep 30 & wait $!")
+    torchrun = f"trap 'kill $!; exit 7' TERM; while true; do {tmp_path}/worker & wait $!; done"
+    _program(tmp_path / "python", torchrun)
+    node = subprocess.Popen(
+        ["bash", str(TOOLS / "run_node.sh"), "x.py"],
+        env={**os.environ, "DSM_PYTHON": str(tmp_path / "python")},
+    )
+    _wait_for(log, 1)
+    node.send_signal(signal.SIGTERM)
+    assert node.wait(timeout=20) == 7
+    assert log.read_text().splitlines() in (["ready"], ["ready"] * 2)
+
+
+@pytest.mark.multi
+def test_two_nodes_meet_and_go_on_when_a_process_of_one_has_died(tmp_path: Path) -> None:
     """ssh is bash here: both nodes are this machine."""
     _program(tmp_path / "ssh", 'shift 2; bash -c "$2"')
     (tmp_path / "job.py").write_text(
@@ -182,14 +200,18 @@ def test_two_nodes_started_through_ssh_are_one_job(tmp_path: Path) -> None:
         "dist.init_process_group('gloo')\n"
         "ranks = [None] * dist.get_world_size()\n"
         "dist.all_gather_object(ranks, int(os.environ['RANK']))\n"
-        "print('ranks', ranks, sys.argv[1:], flush=True)\n"
+        "if dist.get_rank() == 1 and not os.path.exists(sys.argv[1]):\n"
+        "    open(sys.argv[1], 'w').close()\n"
+        "    os._exit(3)\n"
         "dist.barrier()\n"
+        "print('ranks', ranks, sys.argv[2:], flush=True)\n"
         "dist.destroy_process_group()\n"
     )
     given = ["--hosts", "localhost,127.0.0.1", "--gpus", "1"]
     given += ["--port", str(_free_port()), "--id", f"test{os.getpid()}"]
+    job = [str(tmp_path / "job.py"), str(tmp_path / "has_died")]
     done = subprocess.run(
-        ["bash", str(TOOLS / "launch_nodes.sh"), *given, str(tmp_path / "job.py"), "a b"],
+        ["bash", str(TOOLS / "launch_nodes.sh"), *given, *job, "a b"],
         capture_output=True,
         text=True,
         timeout=120,
@@ -201,6 +223,7 @@ def test_two_nodes_started_through_ssh_are_one_job(tmp_path: Path) -> None:
         },
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "has_died").exists()
     found = [line for line in done.stdout.splitlines() if "ranks" in line]
     expected = "ranks [0, 1] ['a b']"
     assert sorted(found) == [f"[127.0.0.1] {expected}", f"[localhost] {expected}"]
