@@ -52,7 +52,7 @@ from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
 from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
-from dsm_engine.training.slices import SliceTable, slices_of
+from dsm_engine.training.slices import SliceTable, slice_notes, slices_of
 from dsm_engine.training.step import LossSum, forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
 
@@ -396,7 +396,7 @@ class _Run:
             world_size=self._context.world_size,
             device=str(self._context.device),
             attention=self._attention,
-            notes=[] if self._slices is None else self._slices.notes(),
+            notes=slice_notes(self._slices, self._recipe.logging, self._context.device),
         )
 
     def _refuse_other_stream(self, folder: Path) -> None:
