@@ -3,7 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -35,6 +35,10 @@ class ParallelContext:
     cp_size: int
     vp_size: int
     """Model chunks this rank holds."""
+    closing: contextlib.ExitStack = field(
+        default_factory=contextlib.ExitStack, repr=False, compare=False
+    )
+    """Closed before the job is left."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -101,7 +105,7 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
         try:
             tp_rank = parallel_state.get_tensor_model_parallel_rank()
             _seed(device, seed, tp_rank)
-            yield ParallelContext(
+            context = ParallelContext(
                 device=device,
                 rank=dist.get_rank(),
                 world_size=dist.get_world_size(),
@@ -115,6 +119,8 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
                 cp_size=parallel_state.get_context_parallel_world_size(),
                 vp_size=vp_size,
             )
+            with context.closing:
+                yield context
         finally:
             parallel_state.destroy_model_parallel()
     finally:

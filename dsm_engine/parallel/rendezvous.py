@@ -28,8 +28,10 @@ def store_of_this_start(timeout: timedelta) -> tuple[Any, int, int]:
         name = _hand_out(store, world_size, timeout)
     else:
         name = _ask(store, rank)
-    any_dist: Any = dist  # torch does not export PrefixStore there
-    return any_dist.PrefixStore(f"{_PREFIX}/{name}", store), rank, world_size
+    of_start: Any = dist.PrefixStore(  # pyright: ignore[reportPrivateImportUsage]
+        f"{_PREFIX}/{name}", store
+    )
+    return of_start, rank, world_size
 
 
 def _environment(timeout: timedelta) -> Iterable[tuple[Any, int, int]]:

@@ -47,11 +47,18 @@ def launch(
     jobs: list[dict[str, Any]] = []
 
     def add(
-        name: str, layout: str, fault: Any = None, *, resume: bool = False, **faults: Any
+        name: str,
+        layout: str,
+        fault: Any = None,
+        *,
+        resume: bool = False,
+        save_every: int = 1000,
+        **faults: Any,
     ) -> None:
         changes = {"parallel": LAYOUTS[layout][1], "model__num_layers": 4, "faults": faults}
         recipe = make_recipe(sample_data, folder / name, training__steps=STEPS, **changes)
         recipe["training"]["global_batch_size"] = 8
+        recipe["logging"]["save_every"] = save_every
         jobs.append({"recipe": recipe, "resume": resume, "fault": fault})
 
     for layout in SKIPPED:
@@ -61,6 +68,9 @@ def launch(
         add(f"whole_{layout}", layout)
         add(f"stopped_{layout}", layout, {"kind": "signal", "rank": rank, "step": 2})
         add(f"stopped_{layout}", layout, resume=True)
+    add("stopped_at_start", "dp2", {"kind": "signal", "rank": 1, "step": 0})
+    in_save = {"kind": "signal_in_save", "rank": 1, "step": 2}
+    add("stopped_in_save", "dp2", in_save, save_every=2)
     add("hung", "dp2_overlap", {"kind": "sleep", "rank": 1, "step": 2}, hang_timeout_s=HANG_S)
     path = folder / "jobs.json"
     path.write_text(json.dumps(jobs), encoding="utf-8")
@@ -121,6 +131,22 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_resuming_changes
         assert [mine[key] for key in NUMBERS] == [other[key] for key in NUMBERS]
     mine, other = weights(stopped), weights(whole)
     assert all(torch.equal(mine[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "saved"),
+    [
+        ("stopped_at_start", 1, ["step_00000001"]),
+        ("stopped_in_save", 3, ["step_00000002", "step_00000003"]),
+    ],
+)
+def test_a_signal_during_the_start_or_a_save_stops_behind_the_next_step(
+    launch: Launch, name: str, steps: int, saved: list[str]
+) -> None:
+    run = launch.folder / name
+    assert [line["step"] for line in lines(run, "step")] == list(range(1, steps + 1))
+    assert sorted(path.name for path in (run / "checkpoints").glob("step_*")) == saved
+    assert (run / "checkpoints" / "latest").read_text() == f"{saved[-1]}\n"
 
 
 def test_a_rank_that_hangs_ends_the_job_with_stacks_of_all_ranks(launch: Launch) -> None:

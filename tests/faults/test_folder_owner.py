@@ -98,12 +98,12 @@ def test_a_forked_process_does_not_hold_the_lock_of_a_run_that_ended(tmp_path: P
         pid = os.fork()
         if pid == 0:
             os.write(writing, b"x")
-            time.sleep(3)
+            time.sleep(1.5)
             os._exit(0)
         assert os.read(reading, 1) == b"x"
     started = time.monotonic()
     with only_writer(tmp_path):
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 1
     os.waitpid(pid, 0)
 
 

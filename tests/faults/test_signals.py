@@ -103,3 +103,39 @@ def test_handlers_are_as_before_afterwards() -> None:
     with StopRequest():
         assert [signal.getsignal(number) for number in SIGNALS] != before
     assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+_AGENT = """
+import os, signal, subprocess, sys, time
+environment = {**os.environ, "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "x"}
+def start(rank, program):
+    environment["LOCAL_RANK"] = str(rank)
+    command = [sys.executable, "-c", program]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+rank = start(0, sys.argv[2])
+sibling = start(1, "import time; print(flush=True); time.sleep(100)")
+rank.stdout.readline(), sibling.stdout.readline()
+if sys.argv[1] == "dies":
+    sibling.kill()
+    sibling.wait()
+rank.send_signal(signal.SIGTERM)
+code = rank.wait()
+sibling.kill()
+print("code", code)
+"""
+
+
+@pytest.mark.parametrize(("sibling", "code"), [("dies", 128 + signal.SIGTERM), ("lives", 0)])
+def test_torchruns_signal_after_a_rank_died_ends_the_ranks_beside_it_at_once(
+    sibling: str, code: int
+) -> None:
+    program = _PROGRAM.format(body="until_asked(stop)")
+    done = subprocess.run(
+        [sys.executable, "-c", _AGENT, sibling, program],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=True,
+    )
+    assert done.stdout == f"code {code}\n"
+    assert ("a rank of this machine is gone" in done.stderr) == (sibling == "dies")
