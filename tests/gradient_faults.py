@@ -10,7 +10,8 @@ from megatron.core import parallel_state
 from megatron.core.distributed import finalize_model_grads
 from torch import Tensor
 
-from dsm_engine.training import gradients, optimizer, step
+from dsm_engine.training import gradients, optimizer, step, weighting
+from dsm_engine.training.isolation.schedule import without_loss
 from dsm_engine.training.stream import MicroBatch, PackStream
 from tests.isolation_faults import add_noise
 
@@ -23,8 +24,8 @@ def average_per_micro_batch(patch: Patch) -> None:
     """Each micro-batch's mean loss; what is reported is right."""
     right = step._loss_and_report
 
-    def mean_of_means(weights: Tensor, losses: Tensor) -> tuple[Tensor, Tensor, Any]:
-        loss_sum, num_tokens, report = right(weights, losses)
+    def mean_of_means(batch: MicroBatch, losses: Tensor) -> tuple[Tensor, Tensor, Any]:
+        loss_sum, num_tokens, report = right(batch, losses)
         return loss_sum / num_tokens.clamp(min=1), torch.ones_like(num_tokens), report
 
     patch(step, "_loss_and_report", mean_of_means)
@@ -73,33 +74,33 @@ def drop_a_micro_batch(patch: Patch) -> None:
     def without_the_last(self: PackStream, pack_indices: list[int]) -> Iterator[MicroBatch]:
         *others, last = right(self, pack_indices)
         yield from others
-        yield replace(last, loss_weights=torch.zeros_like(last.loss_weights))
+        yield without_loss(last)
 
     patch(PackStream, "micro_batches", without_the_last)
 
 
 def shift_labels(patch: Patch) -> None:
     """Every label is that of the position before."""
-    right = PackStream.micro_batch
+    right = PackStream._to_rank
 
-    def shifted(self: PackStream, pack_idx: int) -> MicroBatch:
-        batch = right(self, pack_idx)
+    def shifted(self: PackStream, *read: Any) -> MicroBatch:
+        batch = right(self, *read)
         return replace(batch, labels=batch.labels.roll(1, 1).clamp(min=0))
 
-    patch(PackStream, "micro_batch", shifted)
+    patch(PackStream, "_to_rank", shifted)
 
 
 def count_a_document_twice(patch: Patch) -> None:
     """The first half of a pack's tokens weigh double: each is one token of the count."""
-    right = PackStream.micro_batch
+    right = PackStream._to_rank
 
-    def weighted(self: PackStream, pack_idx: int) -> MicroBatch:
-        batch = right(self, pack_idx)
+    def weighted(self: PackStream, *read: Any) -> MicroBatch:
+        batch = right(self, *read)
         weights = batch.loss_weights.clone()
         weights[:, : weights.size(1) // 2] *= 2.0
         return replace(batch, loss_weights=weights)
 
-    patch(PackStream, "micro_batch", weighted)
+    patch(PackStream, "_to_rank", weighted)
 
 
 def read_a_pack_twice(patch: Patch) -> None:
@@ -124,6 +125,11 @@ def be_noisy(patch: Patch) -> None:
     patch(gradients, "build_chunks", build)
 
 
+def weigh_pieces_apart(patch: Patch) -> None:
+    """Pieces of one example in several packs of a step weigh as examples of their own."""
+    patch(weighting, "_shared_examples", lambda *_: {})
+
+
 FAULTS: dict[str, Callable[[Patch], None]] = {
     "average per micro-batch": average_per_micro_batch,
     "average per rank": average_per_rank,
@@ -135,4 +141,5 @@ FAULTS: dict[str, Callable[[Patch], None]] = {
     "document counted twice": count_a_document_twice,
     "pack read twice": read_a_pack_twice,
     "noise": be_noisy,
+    "pieces weighed apart": weigh_pieces_apart,
 }

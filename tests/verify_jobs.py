@@ -40,7 +40,7 @@ def run_jobs(
         [*command, str(ranks), str(_WORKER), str(jobs_file)],
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=900,
         check=False,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
     )

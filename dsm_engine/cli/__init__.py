@@ -1,7 +1,7 @@
 """The `dsm` command: parses, calls, prints; no logic.
 
-A user's fault ends it with one line on standard error and exit code 2; a traceback is a fault of
-the engine's.
+A user's fault ends it with one line on standard error and exit code 2 (`dsm train` has more
+codes: docs/faults.md); a traceback is a fault of the engine's.
 """
 
 import argparse
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Every rank prints: the fault may be of one machine only. The rank says whose line it is.
         rank = f" (rank {os.environ['RANK']})" if "RANK" in os.environ else ""
         print(f"dsm {arguments.command}: error{rank}: {error}", file=sys.stderr)  # noqa: T201
-        return 2
+        return getattr(error, "exit_code", 2)
     except KeyboardInterrupt:
         print(f"dsm {arguments.command}: interrupted", file=sys.stderr)  # noqa: T201
         return 130

@@ -18,8 +18,8 @@ def print_report(report: GradientsReport) -> None:
         show.print()
         show.print(
             f"{result.precision}, attention by {result.attention}: "
-            f"{result.num_supervised:,} supervised tokens, loss sum {result.loss.total:.9g}, "
-            f"by the documents one by one"
+            f"{result.num_supervised:,} supervised tokens, loss sum "
+            f"{result.loss.weighted_total:.9g} over {result.divisor:,}, by the documents one by one"
         )
         show.print(_table(result))
         furthest = max(result.splits, key=lambda split: split.gradient.worst)

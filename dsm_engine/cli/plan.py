@@ -7,6 +7,7 @@ dsm plan configs/x.yaml --json > plan.json
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--assume-documents", type=int, help="default: unknown, so are the epochs")
     data.add_argument(
         "--assume-mean-length",
-        type=float,
+        type=_finite,
         default=assumed.mean_length,
         help="tokens a document (%(default)s)",
     )
     data.add_argument(
         "--assume-fill",
-        type=float,
+        type=_finite,
         default=assumed.fill,
         help="share of the slots that holds tokens (%(default)s)",
     )
@@ -63,20 +64,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("--inter-bandwidth", defaults.inter_bandwidth / 1e9, "GB/s of a GPU between nodes"),
         ("--overhead-gib", defaults.overhead / _GIB, "GiB a GPU beside what is counted"),
     ):
-        machine.add_argument(name, type=float, default=default, help=f"{what} (%(default)g)")
-    machine.add_argument("--intra-bandwidth", type=float, help="GB/s within a node (the device's)")
-    machine.add_argument("--device-memory-gib", type=float, help="(the device's)")
+        machine.add_argument(name, type=_finite, default=default, help=f"{what} (%(default)g)")
+    machine.add_argument(
+        "--intra-bandwidth", type=_finite, help="GB/s within a node (the device's)"
+    )
+    machine.add_argument("--device-memory-gib", type=_finite, help="(the device's)")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Prints the plan, or the ranking of layouts."""
     from dsm_engine.cli.plan_report import print_plan, print_sweep
+    from dsm_engine.errors import DsmError
     from dsm_engine.planning.advice import warnings_of
     from dsm_engine.planning.plan import job_of, make_plan
     from dsm_engine.planning.sweep import sweep
     from dsm_engine.recipes import load_recipe
     from dsm_engine.training.config import TrainRecipe
 
+    if arguments.top < 0:
+        raise DsmError(f"--top is 0 or more, found {arguments.top}")
     cluster = _cluster(arguments)
     recipe = load_recipe(Path(arguments.recipe), arguments.overrides, TrainRecipe)
     job = job_of(recipe, _assumed(arguments))
@@ -93,6 +99,13 @@ def run(arguments: argparse.Namespace) -> None:
         _print_json({"recipe": arguments.recipe, **plan.to_dict(), "warnings": warnings_of(plan)})
     else:
         print_plan(plan, warnings_of(plan))
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"a number, not {text}")
+    return value
 
 
 def _cluster(arguments: argparse.Namespace) -> "Cluster":

@@ -105,7 +105,7 @@ def print_sweep(result: Sweep, job: Job, cluster: Cluster, *, top: int) -> None:
             f"the smallest needs {result.smallest.worst.total / _GIB:.1f} GiB: "
             f"{_layout_words(result.smallest.parallel, result.smallest.sizes)}"
         )
-    if job.alignment == 1:
+    if job.work.alignment == 1:
         show.print("CP is not tried: data.alignment is 1, 2 x CP lets documents be shared")
     _print_assumptions(show, cluster, job)
 

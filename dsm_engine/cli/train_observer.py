@@ -82,6 +82,10 @@ class TerminalObserver:
             f"on, the one before is whole"
         )
 
+    def on_fault(self, step: int, text: str) -> None:
+        """Says what went wrong, or what the run was asked."""
+        self._progress.print(f"step {step:,}: {text}")
+
     def __enter__(self) -> Self:
         if not self._silent:
             self._progress.__enter__()

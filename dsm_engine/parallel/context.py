@@ -3,16 +3,18 @@
 import contextlib
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
 from dsm_engine.errors import DsmError
 from dsm_engine.parallel import cpu_backend
 from dsm_engine.parallel.config import ParallelConfig
+from dsm_engine.parallel.rendezvous import store_of_this_start
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,10 @@ class ParallelContext:
     cp_size: int
     vp_size: int
     """Model chunks this rank holds."""
+    closing: contextlib.ExitStack = field(
+        default_factory=contextlib.ExitStack, repr=False, compare=False
+    )
+    """Closed before the job is left."""
 
     @property
     def is_first_stage(self) -> bool:
@@ -55,6 +61,13 @@ class ParallelContext:
 def world_size() -> int:
     """Processes of the job torchrun started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def rank_memory() -> int:
+    """Bytes this rank may fill: its GPU's, or its share of the host's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_properties(_local_rank()).total_memory
+    return psutil.virtual_memory().total // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @contextlib.contextmanager
@@ -92,7 +105,7 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
         try:
             tp_rank = parallel_state.get_tensor_model_parallel_rank()
             _seed(device, seed, tp_rank)
-            yield ParallelContext(
+            context = ParallelContext(
                 device=device,
                 rank=dist.get_rank(),
                 world_size=dist.get_world_size(),
@@ -106,6 +119,8 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
                 cp_size=parallel_state.get_context_parallel_world_size(),
                 vp_size=vp_size,
             )
+            with context.closing:
+                yield context
         finally:
             parallel_state.destroy_model_parallel()
     finally:
@@ -127,7 +142,7 @@ def _choose_device(config: ParallelConfig) -> torch.device:
         )
     if not have_cuda:
         return torch.device("cpu")
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    local_rank = _local_rank()
     if local_rank >= torch.cuda.device_count():
         raise DsmError(
             f"parallel: local rank {local_rank} has no GPU, this machine has "
@@ -138,10 +153,15 @@ def _choose_device(config: ParallelConfig) -> torch.device:
     return device
 
 
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def _join(device: torch.device, timeout: timedelta) -> None:
     backend = "gloo" if device.type == "cpu" else "nccl"
     if "RANK" in os.environ:
-        dist.init_process_group(backend, timeout=timeout)
+        store, rank, ranks = store_of_this_start(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
     else:
         # A job of one needs no port: nothing to collide with a neighbour's.
         store = dist.HashStore()  # pyright: ignore[reportPrivateImportUsage]

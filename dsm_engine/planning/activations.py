@@ -75,17 +75,19 @@ def layer_activations(
     mlp = stream  # input of the gate and up projections
     if recompute == "none":
         mlp += mlp_interior(model, parallel, batch, on_cpu=on_cpu)
-    if on_cpu:
-        norm += stream  # the normalised rows before they are scaled by the weight
+    if on_cpu:  # the rows and the normalised rows, both in fp32
+        norm = 2 * _FP32 * batch.rows * model.hidden_size + _FP32 * batch.rows
     return LayerActivations(attention=attention, mlp=mlp, norms=2 * norm)
 
 
 def mlp_interior(
     model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, *, on_cpu: bool = False
 ) -> int:
-    """Between the MLP's two linears: gate and up (2 f), and their product (f)."""
+    """Between the MLP's two linears: gate and up (2 f), and their product (f).
+
+    On a CPU also SwiGLU's two factors."""
     width = model.ffn_hidden_size // parallel.tensor_model_parallel_size
-    return batch.tokens * (4 if on_cpu else 3) * width * batch.element
+    return batch.tokens * (5 if on_cpu else 3) * width * batch.element
 
 
 def _core_attention(

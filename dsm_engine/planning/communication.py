@@ -181,7 +181,6 @@ def step_traffic(
     """What a rank with these chunks sends once a step: gradients, and parameters where sharded."""
     element = 2 if precision == "bf16" else _FP32
     traffic: list[Traffic] = []
-    parameters = [parameter for chunk in chunks for parameter in chunk.parameters]
 
     def over_dp(kind: Kind, payload: float) -> Traffic:
         calls = sum(len(chunk.buckets) for chunk in chunks)
@@ -201,7 +200,7 @@ def step_traffic(
         else:
             traffic.append(over_dp("dp_all_reduce", numel * _FP32))
     if parallel.sequence_parallel:
-        norms = sum(p.numel for p in parameters if p.component == "norms")
+        norms = sum(chunk.components["norms"] for chunk in chunks)
         traffic.append(
             Traffic(
                 kind="tp_all_reduce",
@@ -211,7 +210,7 @@ def step_traffic(
                 group_stride=1,
             )
         )
-    shared = sum(p.numel for p in parameters if p.is_shared)
+    shared = sum(chunk.shared_numel for chunk in chunks)
     if shared:
         traffic.append(
             Traffic(

@@ -14,9 +14,9 @@ from dsm_engine.planning.activations import (
     mlp_interior,
 )
 from dsm_engine.planning.parameters import (
+    COMPONENTS,
     ChunkParameters,
     Component,
-    parameters_by_component,
     stage_chunks,
 )
 
@@ -65,10 +65,14 @@ class StageMemory:
         )
 
     @property
+    def static(self) -> int:
+        """What does not change with the batch."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
     def total(self) -> int:
         """Device memory of a rank at its peak."""
-        static = self.weights + self.gradients + self.optimizer
-        return static + self.activations + self.working_set + self.overhead
+        return self.static + self.activations + self.working_set + self.overhead
 
 
 def memory_by_stage(
@@ -80,8 +84,12 @@ def memory_by_stage(
     num_micro_batches: int,
     dp_size: int,
     overhead: int,
+    on_cpu: bool = False,
 ) -> list[StageMemory]:
-    """Every pipeline stage's memory. The layout must fit the model (`layout_mistakes`)."""
+    """Every pipeline stage's memory. The layout must fit the model (`layout_mistakes`).
+
+    `on_cpu` counts activations as in `layer_activations`.
+    """
     return [
         _stage_memory(
             model,
@@ -92,6 +100,7 @@ def memory_by_stage(
             num_micro_batches=num_micro_batches,
             dp_cp_size=dp_size * parallel.context_parallel_size,
             overhead=overhead,
+            on_cpu=on_cpu,
         )
         for stage in range(parallel.pipeline_model_parallel_size)
     ]
@@ -119,36 +128,31 @@ def static_bytes(
     parallel: ParallelConfig,
     precision: Precision,
     *,
-    dp_cp_size: int,
     shard: int | None = None,
 ) -> StaticBytes:
     """Weights, gradients and optimizer states of a rank with these chunks.
 
-    `shard` is the rank's place among the DP x CP ranks; None stands for the one with most.
+    `shard` is the rank's place among those that share the optimizer's states; None stands for the
+    one with most.
     """
     element = 2 if precision == "bf16" else _FP32
-    held = [chunk.numel for chunk in chunks]
-    shards = held
+    held = sum(chunk.numel for chunk in chunks)
     if parallel.use_distributed_optimizer:
-        held = [chunk.buffer_numel for chunk in chunks]
-        shards = [
-            bucket.largest_shard_numel(dp_cp_size)
-            if shard is None
-            else bucket.shard_numel(shard, dp_cp_size)
-            for chunk in chunks
-            for bucket in chunk.buckets
-        ]
+        held = sum(chunk.buffer_numel for chunk in chunks)
+    shards = sum(
+        chunk.largest_shard_numel if shard is None else chunk.shard_numel(shard) for chunk in chunks
+    )
     main_weight = _FP32 if precision == "bf16" else 0
     state, host_state = main_weight + _MOMENTS, 0
     if parallel.optimizer_cpu_offload:
         # On the host: weight, gradient and moments. The main weights' device copy stays.
         state, host_state = main_weight, 2 * _FP32 + _MOMENTS
     return StaticBytes(
-        weights=element * sum(held),
-        gradients=_FP32 * sum(held),
-        optimizer=state * sum(shards),
-        host_optimizer=host_state * sum(shards),
-        shard_numel=sum(shards),
+        weights=element * held,
+        gradients=_FP32 * held,
+        optimizer=state * shards,
+        host_optimizer=host_state * shards,
+        shard_numel=shards,
     )
 
 
@@ -162,23 +166,26 @@ def _stage_memory(
     num_micro_batches: int,
     dp_cp_size: int,
     overhead: int,
+    on_cpu: bool,
 ) -> StageMemory:
     pp = parallel.pipeline_model_parallel_size
     is_last = stage == pp - 1
     chunks = stage_chunks(model, parallel, stage=stage, dp_cp_size=dp_cp_size)
-    static = static_bytes(chunks, parallel, precision, dp_cp_size=dp_cp_size)
+    static = static_bytes(chunks, parallel, precision)
     in_flight = micro_batches_in_flight(parallel, stage=stage, num_micro_batches=num_micro_batches)
     layers = in_flight * (model.num_layers // (pp * parallel.virtual_pipeline_model_parallel_size))
-    kept = layer_activations(model, parallel, batch, recompute=parallel.recompute)
+    kept = layer_activations(model, parallel, batch, recompute=parallel.recompute, on_cpu=on_cpu)
     head = head_activations(model, parallel, batch).kept if is_last else 0
     tensor = batch.rows * model.hidden_size * batch.element
-    components = [parameter for chunk in chunks for parameter in chunk.parameters]
     activations = layers * kept.total + head
     pipeline = 0 if pp == 1 else (in_flight + 2) * tensor
     return StageMemory(
         stage=stage,
         num_parameters=sum(chunk.numel for chunk in chunks),
-        components=parameters_by_component(components),
+        components={
+            component: sum(chunk.components[component] for chunk in chunks)
+            for component in COMPONENTS
+        },
         weights=static.weights,
         gradients=static.gradients,
         optimizer=static.optimizer,
@@ -188,7 +195,7 @@ def _stage_memory(
         pipeline_tensors=pipeline,
         micro_batches_in_flight=in_flight,
         working_set=max(
-            _pass_working_set(model, parallel, batch, is_last=is_last),
+            pass_working_set(model, parallel, batch, is_last=is_last, on_cpu=on_cpu),
             _step_working_set(parallel, static.shard_numel) - activations - pipeline,
         ),
         overhead=overhead,
@@ -196,23 +203,36 @@ def _stage_memory(
     )
 
 
-def _pass_working_set(
-    model: ModelConfig, parallel: ParallelConfig, batch: MicroBatch, *, is_last: bool
+def pass_working_set(
+    model: ModelConfig,
+    parallel: ParallelConfig,
+    batch: MicroBatch,
+    *,
+    is_last: bool,
+    on_cpu: bool = False,
 ) -> int:
-    """Most that forward and backward passes need beside what they keep."""
+    """Most that forward and backward passes need beside what they keep; `on_cpu` as in
+    `layer_activations`."""
     tp = parallel.tensor_model_parallel_size
     gathered = batch.tokens * model.hidden_size * batch.element
-    none = layer_activations(model, parallel, batch, recompute="none")
-    mlp = mlp_interior(model, parallel, batch)
+    none = layer_activations(model, parallel, batch, recompute="none", on_cpu=on_cpu)
+    mlp = mlp_interior(model, parallel, batch, on_cpu=on_cpu)
     again = {"none": 0, "selective": mlp, "full": none.total}[parallel.recompute]
-    # Gradients inside the MLP, of its input, and of a weight before it is added to the buffer.
-    weight = 2 * model.ffn_hidden_size // tp * model.hidden_size * batch.element
-    backward = again + mlp + 2 * gathered + weight
+    # The most is in the MLP's backward pass: the gradient of the residual stream stands beside it,
+    # and then those of the down projection (its output's, its input's, its weight's), of SwiGLU, or
+    # of the gate and up projections. What the next was computed from is free by then.
+    width = batch.tokens * model.ffn_hidden_size // tp * batch.element
+    weight = model.ffn_hidden_size // tp * model.hidden_size * batch.element
+    swiglu = width if on_cpu else 2 * width
+    backward = again + gathered
+    backward += max(gathered + width + weight, swiglu, gathered + 2 * weight - width)
     if not is_last:
         return backward
-    head_weight = model.vocab_size // tp * model.hidden_size * batch.element
+    vocabulary = model.vocab_size // tp
+    gradient = batch.tokens * vocabulary * batch.element  # of the logits
+    head_weight = vocabulary * model.hidden_size * batch.element
     logits = head_activations(model, parallel, batch).logits
-    return max(backward, logits + gathered + head_weight)
+    return max(backward, logits, gradient + gathered + head_weight)
 
 
 def _step_working_set(parallel: ParallelConfig, shard_numel: int) -> int:

@@ -62,6 +62,8 @@ class ChunkParameters:
 
     parameters: tuple[Parameter, ...]
     buckets: tuple[Bucket, ...]
+    num_shards: int
+    """Ranks that share the optimizer's states; 1 without distributed optimizer."""
 
     @cached_property
     def numel(self) -> int:
@@ -72,6 +74,25 @@ class ChunkParameters:
     def buffer_numel(self) -> int:
         """Elements of the buffer, padding included."""
         return self.buckets[-1].end
+
+    @cached_property
+    def largest_shard_numel(self) -> int:
+        """Elements whose optimizer state a rank holds, at most."""
+        return sum(bucket.largest_shard_numel(self.num_shards) for bucket in self.buckets)
+
+    @cached_property
+    def shared_numel(self) -> int:
+        """Elements of the embedding where it stands on two stages."""
+        return sum(parameter.numel for parameter in self.parameters if parameter.is_shared)
+
+    def shard_numel(self, shard: int) -> int:
+        """Elements whose optimizer state the rank at place `shard` holds."""
+        return sum(bucket.shard_numel(shard, self.num_shards) for bucket in self.buckets)
+
+    @cached_property
+    def components(self) -> dict[Component, int]:
+        """Elements of each component."""
+        return parameters_by_component(self.parameters)
 
 
 def parameters_by_component(parameters: Sequence[Parameter]) -> dict[Component, int]:
@@ -141,7 +162,9 @@ def _chunk(shape: _ChunkShape) -> ChunkParameters:
         bucket_numel=max(40_000_000, 1_000_000 * shape.dp_cp_size) if shape.is_cut else None,
         num_shards=shape.num_shards,
     )
-    return ChunkParameters(parameters=tuple(parameters), buckets=tuple(buckets))
+    return ChunkParameters(
+        parameters=tuple(parameters), buckets=tuple(buckets), num_shards=shape.num_shards or 1
+    )
 
 
 def _chunk_parameters(shape: _ChunkShape) -> list[Parameter]:

@@ -18,7 +18,7 @@ from dsm_engine.planning.communication import (
     step_traffic,
 )
 from dsm_engine.planning.memory import StageMemory, memory_by_stage, worst_stage
-from dsm_engine.planning.parameters import Component, parameters_by_component, stage_chunks
+from dsm_engine.planning.parameters import Component, stage_chunks
 from dsm_engine.planning.step_time import StepTime, peak_of, predict_step_time
 from dsm_engine.planning.work import AssumedData, PackWork, pack_work, planned_model
 from dsm_engine.training.config import TrainRecipe
@@ -32,7 +32,6 @@ class Job:
     precision: Precision
     parallel: ParallelConfig
     work: PackWork
-    alignment: int
     global_batch_size: int
     steps: int
     remarks: tuple[str, ...]
@@ -51,7 +50,7 @@ class Job:
                 ffn_hidden_size=model.ffn_hidden_size,
                 vocab_size=model.vocab_size,
                 seq_length=self.work.seq_length,
-                alignment=self.alignment,
+                alignment=self.work.alignment,
                 global_batch_size=self.global_batch_size,
             ),
             world_size=world_size,
@@ -166,7 +165,6 @@ def job_of(recipe: TrainRecipe, assumed: AssumedData) -> Job:
         precision=recipe.training.precision,
         parallel=recipe.parallel,
         work=work,
-        alignment=recipe.data.alignment,
         global_batch_size=recipe.training.global_batch_size,
         steps=recipe.training.steps,
         remarks=tuple(remarks),
@@ -247,4 +245,4 @@ def _ends(pp: int) -> list[int]:
 
 def _whole_model(model: ModelConfig) -> dict[Component, int]:
     (chunk,) = stage_chunks(model, ParallelConfig(), stage=0, dp_cp_size=1)
-    return parameters_by_component(chunk.parameters)
+    return chunk.components

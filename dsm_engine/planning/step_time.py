@@ -257,7 +257,7 @@ def _once_a_step(
             max(0.0, _seconds(part, cluster) - hidden_by_kind.get(part.kind, 0.0))
             for part in step_traffic(parallel, precision, sizes, chunks)
         )
-        shard = static_bytes(chunks, parallel, precision, dp_cp_size=sizes.dp_cp).shard_numel
+        shard = static_bytes(chunks, parallel, precision).shard_numel
         slowest_exchange = max(slowest_exchange, exchange)
         slowest_step = max(slowest_step, _optimizer_seconds(shard, parallel, precision, cluster))
     return slowest_exchange, slowest_step

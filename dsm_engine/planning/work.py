@@ -44,6 +44,8 @@ class PackWork:
     """Where the numbers are from, in a line."""
     is_assumed: bool
     seq_length: int
+    alignment: int
+    """Documents take the next multiple of it in slots."""
     tokens: float
     """Of documents, a pack."""
     document_slots: float
@@ -87,6 +89,7 @@ def pack_work(recipe: TrainRecipe, assumed: AssumedData) -> PackWork:
         source=f"{prefix}: {dataset.num_documents:,} documents, packed as the recipe says",
         is_assumed=False,
         seq_length=packs.capacity,
+        alignment=packs.alignment,
         tokens=float(totals.tokens.mean()),
         document_slots=float(totals.slots.mean()),
         squares=float(totals.squares.mean()),
@@ -122,6 +125,7 @@ def _assumed_work(recipe: TrainRecipe, assumed: AssumedData) -> PackWork:
         ),
         is_assumed=True,
         seq_length=data.seq_length,
+        alignment=data.alignment,
         tokens=tokens,
         document_slots=tokens,
         squares=tokens * square,

@@ -9,6 +9,7 @@ from dsm_engine.data.pack_index import OverlongPolicy, PackStrategy
 from dsm_engine.model.config import AttentionChoice, ModelConfig, Precision
 from dsm_engine.parallel.config import ParallelConfig
 from dsm_engine.recipes import Section
+from dsm_engine.training.faults.config import FaultsConfig
 
 Schedule = Literal["constant", "linear", "cosine", "wsd"]
 WsdDecay = Literal["sqrt", "linear"]
@@ -73,6 +74,9 @@ class OptimizationConfig(Section):
     attention_backend: AttentionChoice = "auto"
     """What computes attention over packs. `auto` takes the first that this machine has, in the
     order of docs/attention.md; `dsm doctor` shows which."""
+    deterministic: bool = False
+    """torch's deterministic algorithms: two runs on the same layout are then bitwise equal on a
+    GPU too, at some cost. On a CPU they are in any case."""
     precision: Precision = "fp32"
     """`bf16` keeps fp32 main weights and fp32 gradient sums."""
 
@@ -163,6 +167,7 @@ class TrainRecipe(Section):
     training: OptimizationConfig
     logging: LoggingConfig = LoggingConfig()
     evaluation: EvaluationConfig | None = None
+    faults: FaultsConfig = FaultsConfig()
 
     @model_validator(mode="after")
     def _has_a_model(self) -> Self:

@@ -1,8 +1,10 @@
 """The training run, from a recipe to a checkpoint."""
 
 import math
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,12 @@ from dsm_engine.training.checkpoint import (
     optimizer_kind,
 )
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.deterministic import deterministic_mode
+from dsm_engine.training.faults.exits import NonFiniteStep
+from dsm_engine.training.faults.guard import StepGuard
+from dsm_engine.training.faults.owner import all_agents, began_by
+from dsm_engine.training.faults.stop import StopRequest
+from dsm_engine.training.faults.watchdog import Watchdog
 from dsm_engine.training.in_job_evaluation import (
     EvaluateFolder,
     InJobEvaluation,
@@ -44,9 +52,11 @@ from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.run_folder import only_writer, refuse_foreign_folder, write_run_folder
 from dsm_engine.training.schedule import learning_rate
 from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
-from dsm_engine.training.slices import SliceTable, slices_of
-from dsm_engine.training.step import forward_backward, optimizer_step
+from dsm_engine.training.slices import SliceTable, slice_notes, slices_of
+from dsm_engine.training.step import LossSum, forward_backward, optimizer_step
 from dsm_engine.training.stream import PackStream
+
+_OF_TIMEOUT = 0.8  # docstring of faults.hang_timeout_s
 
 
 def train(
@@ -55,22 +65,54 @@ def train(
     resume: bool = False,
     observer: TrainObserver | None = None,
     evaluate: EvaluateFolder | None = None,
+    stop: StopRequest | None = None,
 ) -> Path:
-    """Runs the recipe to its last step and returns the last checkpoint.
+    """Runs the recipe to its last step, or to the step in which `stop` is requested on some rank,
+    and returns the last checkpoint.
 
-    Every rank of the job calls it. `evaluate` is what the section `evaluation` calls. Raises
-    DsmError for faults of the recipe, the data or the run folder, before anything is written.
+    Every rank of the job calls it. A job that torchrun starts again goes on with the run it
+    began. `evaluate` is what the section `evaluation` calls. Raises DsmError for faults of the
+    recipe, the data or the run folder, before anything is written.
     """
+    if stop is not None:
+        stop.limit(recipe.faults.stop_within_s)
     refuse_missing_wandb(recipe.logging)
     refuse_missing_evaluation(recipe, evaluate)
+    with joined(recipe) as job:
+        agents = all_agents()
+        resume = resume or any(began_by(recipe.run, agent) for agent in agents)
+        refuse_foreign_folder(recipe.run, resume=resume)
+        dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
+        find_start = partial(latest_checkpoint, recipe.run) if resume else _afresh
+        run = _Run(recipe, job, observer, evaluate, stop, find_start=find_start)
+        return run.to_the_end(agents)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a rank works on, and where it stands."""
+
+    model: ModelConfig
+    data: RunData
+    context: ParallelContext
+    watchdog: Watchdog
+
+
+@contextmanager
+def joined(recipe: TrainRecipe) -> Iterator[Job]:
+    """The recipe's model and data, checked against the layout, and then this rank's place in the
+    job, for as long as it is in it."""
     model = model_of(recipe)
     data = open_run_data(recipe, model)
-    refuse_foreign_folder(recipe.run, resume=resume)
     refuse_layout(recipe, model, data)
-    with parallel_context(recipe.parallel, seed=recipe.seed) as context:
-        dist.barrier()  # all ranks have looked at the run folder before rank 0 writes into it
-        run = _Run(recipe, model, data, context, observer, evaluate, resume=resume)
-        return run.to_the_end()
+    hang_timeout_s = recipe.faults.hang_timeout_s or _OF_TIMEOUT * recipe.parallel.timeout_s
+    with (
+        deterministic_mode() if recipe.training.deterministic else nullcontext(),
+        parallel_context(recipe.parallel, seed=recipe.seed) as context,
+        Watchdog(recipe.run, timeout_s=hang_timeout_s) as watchdog,
+        watchdog.naming_lost_ranks(),
+    ):
+        yield Job(model=model, data=data, context=context, watchdog=watchdog)
 
 
 class _Run:
@@ -79,15 +121,18 @@ class _Run:
     def __init__(
         self,
         recipe: TrainRecipe,
-        model: ModelConfig,
-        data: RunData,
-        context: ParallelContext,
+        job: Job,
         observer: TrainObserver | None,
         evaluate: EvaluateFolder | None,
+        stop: StopRequest | None,
         *,
-        resume: bool,
+        find_start: Callable[[], Path | None],
     ) -> None:
+        model, data, context = job.model, job.data, job.context
         self._recipe = recipe
+        self._watchdog = job.watchdog
+        self._stop = stop
+        self._is_stopping = False
         self._model_config = model
         self._context = context
         self._observer = observer if context.rank == 0 else None
@@ -116,7 +161,7 @@ class _Run:
                 slices=self._validation_slices,
             )
         self._stream_identity = data.stream_identity(recipe)
-        self._start_from = _agreed_start(recipe, self._stream_identity, resume=resume)
+        self._start_from = _agreed_start(recipe, self._stream_identity, find_start)
         if self._start_from is not None:
             self._refuse_other_stream(self._start_from)
 
@@ -161,12 +206,21 @@ class _Run:
                 recipe.evaluation, recipe.run, data.tokenizer, evaluate, first_step=self._step
             )
         self._reports = RunReports(None, self._observer)
+        self._guard = StepGuard(
+            recipe.faults,
+            recipe.run,
+            self._stream,
+            context,
+            steps_done=self._step,
+            facts={"layout": recipe.parallel.model_dump(mode="json"), "attention": self._attention},
+            tell=lambda step, text: self._reports.fault(step, text),
+        )
 
-    def to_the_end(self) -> Path:
+    def to_the_end(self, agents: list[str]) -> Path:
         recipe, training = self._recipe, self._recipe.training
         with ExitStack() as stack:
             if self._context.rank == 0:
-                stack.enter_context(only_writer(recipe.run))
+                stack.enter_context(only_writer(recipe.run, agents=agents))
                 write_run_folder(
                     recipe,
                     self._data.train,
@@ -187,21 +241,25 @@ class _Run:
             steps_left = range(self._step, training.steps)
             self._stream.read_ahead(steps_left, training.global_batch_size)
             stack.callback(self._stream.close)
-            while self._step < training.steps:
+            while self._step < training.steps and not self._is_stopping:
                 self._train_step()
                 self._saved(self._checkpoints.poll())
                 last = self._step == training.steps
                 if last or self._step % recipe.logging.validate_every == 0:
                     self._validate()
-                if last or self._step % recipe.logging.save_every == 0:
+                if last or self._is_stopping or self._step % recipe.logging.save_every == 0:
                     self._save()
-                self._evaluate()
+                if not self._is_stopping:
+                    self._evaluate()
             self._saved(self._checkpoints.finish())
+            if self._is_stopping:
+                self._reports.fault(self._step, "stopped by a signal; go on with --resume")
             assert self._newest is not None
             return self._newest
 
     def _train_step(self) -> None:
         training = self._recipe.training
+        self._watchdog.begin(f"step {self._step + 1}")
         self._clock.begin()
         lr = learning_rate(training, self._step)
         set_hyperparameters(self._optimizer, training, lr=lr)
@@ -215,30 +273,43 @@ class _Run:
             num_micro_batches=training.global_batch_size // self._context.dp_size,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
-            num_slices=0 if self._slices is None else len(self._slices.names),
+            num_slices=self._stream.num_slices,
+            vote=float(self._stop is not None and self._stop.requested),
         )
-        self._refuse_non_finite("loss", loss.mean, packs)
-        grad_norm = optimizer_step(self._optimizer, self._context)
-        self._refuse_non_finite("gradient norm", grad_norm, packs)
+        self._is_stopping = loss.votes > 0
         self._step += 1
-        measure = self._meter.of_step(self._step, packs, loss, grad_norm=grad_norm, lr=lr)
-        self._reports.step(self._clock.end(), measure)
+        grad_norm = self._move(packs, loss)
+        times = self._clock.end()
+        if grad_norm is None:
+            self._reports.event("skipped", self._step)
+        else:
+            measure = self._meter.of_step(self._step, packs, loss, grad_norm=grad_norm, lr=lr)
+            self._reports.step(times, measure)
 
-    def _refuse_non_finite(self, name: str, value: float, packs: list[int]) -> None:
-        # The value is the same on every rank, so all ranks stop together.
-        if not math.isfinite(value):
-            self._checkpoints.wait()
-            documents = [self._stream.documents_of(pack) for pack in packs]
-            raise DsmError(
-                f"step {self._step + 1}: {name} is {value}; lower training.lr or look at the "
-                f"data, and go on with --resume from the last checkpoint, if there is one. "
-                f"Documents of the step, by pack: {documents}"
+    def _move(self, packs: list[int], loss: LossSum) -> float | None:
+        """Moves the weights and returns the gradient's norm; None where the step is gone over.
+
+        Raises NonFiniteStep, on every rank, where that ends the run; a checkpoint that is being
+        written is finished first.
+        """
+        judge = self._guard.of_step(self._step, packs, loss.token_losses)
+        try:
+            if judge.refuses("loss", loss.mean):
+                return None
+            judge.watch(loss.mean)
+            grad_norm = optimizer_step(
+                self._optimizer, self._context, refuses=partial(judge.refuses, "gradient norm")
             )
+        except NonFiniteStep:
+            self._saved(self._checkpoints.wait())
+            raise
+        return grad_norm if math.isfinite(grad_norm) else None
 
     def _validate(self) -> None:
         stream, slices = self._validation_stream, self._validation_slices
         if stream is None:
             return
+        self._watchdog.begin(f"the validation after step {self._step}")
         packs = list(range(stream.num_packs))
         num_micro_batches = -(-len(packs) // self._context.dp_size)
         if self._context.vp_size > 1:  # an interleaved pipeline takes them in groups
@@ -251,7 +322,7 @@ class _Run:
             num_micro_batches=num_micro_batches,
             seq_length=self._recipe.data.seq_length,
             context=self._context,
-            num_slices=0 if slices is None else len(slices.names),
+            num_slices=stream.num_slices,
             forward_only=True,
         )
         for chunk in self._wrapped:
@@ -264,6 +335,10 @@ class _Run:
         last = self._step == self._recipe.training.steps
         if self._evaluation is None or not self._evaluation.is_due(self._step, last=last):
             return
+        assert self._recipe.evaluation is not None
+        self._watchdog.begin(
+            f"the evaluation after step {self._step}", within_s=self._recipe.evaluation.timeout_s
+        )
         sync_parameters(self._wrapped)
         outcome = self._evaluation.run(self._step, self._export)
         self._reports.evaluation(self._step, outcome)
@@ -282,6 +357,7 @@ class _Run:
 
     def _save(self) -> None:
         """Begins a checkpoint; whether it was written is told when it is known."""
+        self._watchdog.begin(f"saving step {self._step}")
         with self._reports.waiting("checkpoint", self._step):
             outcomes = self._begin_checkpoint()
         self._saved(outcomes)
@@ -320,7 +396,7 @@ class _Run:
             world_size=self._context.world_size,
             device=str(self._context.device),
             attention=self._attention,
-            notes=[] if self._slices is None else self._slices.notes(),
+            notes=slice_notes(self._slices, self._recipe.logging, self._context.device),
         )
 
     def _refuse_other_stream(self, folder: Path) -> None:
@@ -349,9 +425,15 @@ class _Run:
                 )
 
 
-def _agreed_start(recipe: TrainRecipe, stream: dict[str, Any], *, resume: bool) -> Path | None:
+def _afresh() -> None:
+    """No checkpoint to start from."""
+
+
+def _agreed_start(
+    recipe: TrainRecipe, stream: dict[str, Any], find_start: Callable[[], Path | None]
+) -> Path | None:
     """The checkpoint rank 0 finds, for all ranks; None for a fresh start."""
-    found: list[Any] = [latest_checkpoint(recipe.run) if resume and dist.get_rank() == 0 else None]
+    found: list[Any] = [find_start() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     refuse_disagreement(recipe, stream)
     return found[0]

@@ -43,6 +43,7 @@ def wrap_for_training(
         any_chunks: Any = wrapped
         optimizer = get_megatron_optimizer(megatron_adamw(training, parallel, context), any_chunks)
     _install_hooks(wrapped, optimizer, parallel)
+    context.closing.callback(_let_go, wrapped)
     return wrapped, optimizer
 
 
@@ -90,6 +91,15 @@ def _install_hooks(
     if parallel.overlap_grad_reduce:
         hooks = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = hooks if len(hooks) > 1 else hooks[0]
+
+
+def _let_go(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Cuts the circles through autograd's nodes, which Python's collector does not see: the model,
+    its buffers and the process groups, with their threads, would stay for good."""
+    for chunk in chunks:
+        chunk.grad_accs.clear()
+        config: Any = chunk.config
+        config.grad_scale_func = config.finalize_model_grads_func = config.no_sync_func = None
 
 
 def sync_parameters(chunks: Sequence[DistributedDataParallel]) -> None:

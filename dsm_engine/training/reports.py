@@ -79,6 +79,12 @@ class RunReports:
         if self._observer is not None:
             self._observer.on_save_failed(step, fault)
 
+    def fault(self, step: int, text: str) -> None:
+        """What went wrong, or what the run was asked."""
+        self.flush()
+        if self._observer is not None:
+            self._observer.on_fault(step, text)
+
     def event(self, kind: str, step: int, **values: Any) -> None:
         """A line of another kind in the metrics."""
         self.flush()

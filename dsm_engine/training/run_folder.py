@@ -1,8 +1,9 @@
 """The folder of a run: everything someone else needs to say exactly what was run."""
 
 import fcntl
+import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from dsm_engine.files import atomic_file, make_folder, read_bytes, write_json
 from dsm_engine.model.hf_weights import GENERATION_CONFIG
 from dsm_engine.recipes import dump_yaml
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.faults.owner import FolderOwner
 
 TOKENIZER_FOLDER = "tokenizer"
 _LOCK = ".lock"
@@ -33,23 +35,27 @@ def refuse_foreign_folder(run: Path, *, resume: bool) -> None:
 
 
 @contextmanager
-def only_writer(run: Path) -> Iterator[None]:
+def only_writer(run: Path, *, agents: Sequence[str] = ()) -> Iterator[None]:
     """Held by rank 0 while it writes into the run's folder.
 
-    Raises DsmError where another process holds it. Half-written checkpoints that a killed run
-    left are removed.
+    `agents` are those that started the job's ranks (`faults.owner.this_agent`). Raises DsmError
+    where another process holds the folder, on this machine or another. Half-written checkpoints
+    that a killed run left are removed.
     """
     make_folder(run)
     with (run / _LOCK).open("ab") as lock:
+        # A forked writer of checkpoints must not hold the lock of a run that was killed.
+        os.register_at_fork(after_in_child=lock.close)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DsmError(
                 f"{run}: another dsm train is writing here; stop it, or choose another folder"
             ) from error
-        for left in (run / "checkpoints").glob(".step_*.tmp"):
-            shutil.rmtree(left)
-        yield
+        with FolderOwner(run, agents=list(agents)):
+            for left in (run / "checkpoints").glob(".step_*.tmp"):
+                shutil.rmtree(left)
+            yield
 
 
 def write_run_folder(

@@ -11,7 +11,8 @@ from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import initialize_weights
 from dsm_engine.model.hf_weights import load_hf_weights, read_hf_config
 from dsm_engine.parallel.config import Workload, layout_mistakes
-from dsm_engine.parallel.context import ParallelContext, world_size
+from dsm_engine.parallel.context import ParallelContext, rank_memory, world_size
+from dsm_engine.planning.memory import memory_by_stage
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.run_data import RunData
 
@@ -34,7 +35,8 @@ def model_of(recipe: TrainRecipe) -> ModelConfig:
 
 
 def refuse_layout(recipe: TrainRecipe, model: ModelConfig, data: RunData) -> None:
-    """Raises DsmError with every reason why the model and the data do not fit the layout.
+    """Raises DsmError with every reason why the model and the data do not fit the layout, or what
+    a rank holds does not fit its memory.
 
     Before the job is joined: nothing has been started.
     """
@@ -53,8 +55,34 @@ def refuse_layout(recipe: TrainRecipe, model: ModelConfig, data: RunData) -> Non
         ),
         world_size=world_size(),
     )
+    if not mistakes:
+        mistakes = _memory_mistakes(recipe, model)
     if mistakes:
         raise DsmError("the layout does not fit: " + "; ".join(mistakes))
+
+
+def _memory_mistakes(recipe: TrainRecipe, model: ModelConfig) -> list[str]:
+    """Where weights, gradients and optimizer states alone are more than the device has; what
+    activations take is an estimate, and `dsm plan` gives it."""
+    dp_size = world_size() // recipe.parallel.model_parallel_size
+    stages = memory_by_stage(
+        model,
+        recipe.parallel,
+        recipe.training.precision,
+        seq_length=recipe.data.seq_length,
+        num_micro_batches=recipe.training.global_batch_size // dp_size,
+        dp_size=dp_size,
+        overhead=0,
+    )
+    stage = max(stages, key=lambda stage: stage.static)
+    available = rank_memory()
+    if stage.static <= available:
+        return []
+    return [
+        f"a rank of pipeline stage {stage.stage} holds {stage.static / 2**30:.1f} GiB of weights, "
+        f"gradients and optimizer states, and has {available / 2**30:.1f} GiB of memory; "
+        f"dsm plan RECIPE --sweep ranks the layouts that fit"
+    ]
 
 
 def refuse_disagreement(recipe: TrainRecipe, stream: dict[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """One forward and backward pass over micro-batches, and one optimizer step."""
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
@@ -31,6 +32,10 @@ class LossSum:
     num_tokens: int
     slice_sums: tuple[float, ...] = ()
     """Losses and then counts by slice, as `SliceTable.losses` takes them."""
+    token_losses: tuple[Tensor, ...] = ()
+    """Of this rank's micro-batches, [1, T] each; none on ranks without the output layer."""
+    votes: float = 0.0
+    """What the ranks voted, in all."""
 
     @property
     def mean(self) -> float:
@@ -52,10 +57,11 @@ def forward_backward(
     context: ParallelContext,
     num_slices: int = 0,
     forward_only: bool = False,
+    vote: float = 0.0,
 ) -> LossSum:
     """Runs this rank's micro-batches through its chunks; the sum returned is that of all ranks, on
     every rank. `micro_batches` are those of `PackStream`, the same on all stages, of `num_slices`
-    slices.
+    slices. `vote` goes to all ranks with the sums.
 
     Afterwards, unless `forward_only`, the gradient buffers hold the gradient of `LossSum.mean`.
     """
@@ -71,27 +77,49 @@ def forward_backward(
             micro_batch_size=1,
             forward_only=forward_only,
         )
-    sums = torch.zeros(4 + 2 * num_slices, dtype=torch.float64, device=context.device)
-    for report in reports:
-        sums += report["sums"]
-    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    if context.pp_size > 1:  # only the last stage has a loss; the others added zero
-        dist.all_reduce(sums, group=parallel_state.get_pipeline_model_parallel_group())
-    weighted_total, divisor, total, num_tokens, *slice_sums = sums.tolist()
+    sums = torch.zeros(5 + 2 * num_slices, dtype=torch.float64, device=context.device)
+    if context.tp_rank == 0:  # tensor-parallel ranks have the same loss
+        for report in reports:
+            sums[:-1] += report["sums"]
+    sums[-1] = vote
+    dist.all_reduce(sums)  # only the last stage has a loss; the others add zero
+    weighted_total, divisor, total, num_tokens, *slice_sums, votes = sums.tolist()
     return LossSum(
         weighted_total=weighted_total,
         divisor=int(divisor),
         total=total,
         num_tokens=int(num_tokens),
         slice_sums=tuple(slice_sums),
+        token_losses=tuple(report["token_losses"] for report in reports),
+        votes=votes,
     )
 
 
-def optimizer_step(optimizer: MegatronOptimizer, context: ParallelContext) -> float:
-    """Clips, moves the weights, and returns the gradient norm before clipping."""
+def optimizer_step(
+    optimizer: MegatronOptimizer,
+    context: ParallelContext,
+    *,
+    refuses: Callable[[float], bool] = lambda grad_norm: False,
+) -> float:
+    """Clips, moves the weights, and returns the gradient norm before clipping.
+
+    Where `refuses` says so of that norm, neither weights nor moments have been touched. These are
+    the stages of ChainedOptimizer.step, in its order.
+    """
     with context.megatron_scope():
-        _, grad_norm, _ = cast(Any, optimizer.step())  # annotated as returning nothing
-    return float(grad_norm)
+        overflowed = optimizer.prepare_grads()
+        assert not overflowed, "only a loss scaler finds overflows, and there is none"
+        grad_norm = float(cast(Any, optimizer.get_grad_norm()))
+        if refuses(grad_norm):
+            return grad_norm
+        for member in getattr(optimizer, "chained_optimizers", [optimizer]):
+            parameters = [] if member.is_stub_optimizer else member.get_parameters()
+            if parameters and member.config.clip_grad > 0:
+                clip_grad_by_total_norm_fp32(
+                    parameters, max_norm=member.config.clip_grad, total_norm=grad_norm
+                )
+        optimizer.step_with_ready_grads()
+    return grad_norm
 
 
 def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
@@ -111,7 +139,8 @@ def forward_step(micro_batches: Iterator[MicroBatch], model: Any) -> tuple[Tenso
 def _loss_and_report(
     batch: MicroBatch, token_losses: Tensor
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """The weighted sum, its divisor, and all sums of `LossSum` in one row, on the device."""
+    """The weighted sum, its divisor, and a report on the device: all sums of `LossSum` in one row,
+    those of the tokens alone, and the tokens' losses."""
     weights = batch.loss_weights
     weighted_sum, divisor = supervised_loss(token_losses, weights, batch.divisor)
     objective = torch.stack([weighted_sum.detach().double(), divisor.double()])
@@ -125,4 +154,9 @@ def _loss_and_report(
         cp_size = parallel_state.get_context_parallel_world_size()
         ends = batch.packed_seq_params.cu_seqlens_q // cp_size
         sums.append(slice_sums(token_losses, weights, ends, batch.slice_ids, batch.num_slices))
-    return weighted_sum, divisor, {"sums": torch.cat(sums)}
+    reports = {
+        "loss_sum_and_tokens": tokens,
+        "sums": torch.cat(sums),
+        "token_losses": token_losses.detach(),
+    }
+    return weighted_sum, divisor, reports

@@ -71,6 +71,11 @@ class PackStream:
         """Packs of one epoch."""
         return self._packs.num_packs
 
+    @property
+    def num_slices(self) -> int:
+        """Slices that losses are summed by."""
+        return 0 if self._slices is None else len(self._slices.names)
+
     def packs_of_step(self, step: int, global_batch_size: int) -> list[int]:
         """The packs all ranks together train on in `step`, counted from 0."""
         first = step * global_batch_size
@@ -79,6 +84,20 @@ class PackStream:
     def documents_of(self, pack_idx: int) -> list[int]:
         """Dataset ids of the documents in a pack."""
         return [int(document) for document in self._packs.pack(pack_idx)]
+
+    @property
+    def reader(self) -> PackReader:
+        """What packs are read with."""
+        return self._reader
+
+    def read_from(self, reader: PackReader) -> None:
+        """Takes packs from another reader of the same pack index."""
+        self.close()
+        self._reader = reader
+
+    def packs_of_rank(self, pack_indices: list[int]) -> list[int]:
+        """This data-parallel rank's share of the packs, in the order of its micro-batches."""
+        return [pack_indices[place] for place in self._share(pack_indices)]
 
     def num_tokens(self, pack_indices: list[int]) -> int:
         """Tokens of documents in these packs, padding left out."""

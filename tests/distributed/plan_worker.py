@@ -2,7 +2,8 @@
 
   torchrun --nproc-per-node 4 plan_worker.py JOBS.json
 JOBS.json is a list of {"recipe": {...}, "output": PREFIX}; rank r writes PREFIX.r.json: numbers of
-elements and bytes, and what one step sends by kind of collective and group.
+elements and bytes, what one step sends by kind of collective and group, and without PP what
+autograd keeps of a layer.
 """
 
 import json
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from tests.live_memory import LiveBytes, SavedBytes
 
 LEAST_NUMEL = 64  # smaller tensors are counts, norms and losses
 KINDS = {
@@ -122,7 +126,8 @@ def _count_recipe(values: dict[str, Any]) -> dict[str, Any]:
             for name, group in groups.items()
             if isinstance(group, torch.distributed.ProcessGroup)
         }
-        with SentBytes(groups) as sent:
+
+        def run_passes() -> None:
             forward_backward(
                 wrapped,
                 stream.micro_batches(stream.packs_of_step(0, training.global_batch_size)),
@@ -130,7 +135,14 @@ def _count_recipe(values: dict[str, Any]) -> dict[str, Any]:
                 seq_length=recipe.data.seq_length,
                 context=context,
             )
+
+        with SentBytes(groups) as sent:
+            run_passes()
             optimizer_step(optimizer, context)
+        for chunk in wrapped:
+            chunk.zero_grad_buffer()
+        with LiveBytes() as live:
+            run_passes()
         buffers = [buffer for chunk in wrapped for buffer in chunk.buffers]
         parameters = {p.data_ptr(): p for chunk in chunks for p in chunk.parameters()}
         return {
@@ -141,7 +153,34 @@ def _count_recipe(values: dict[str, Any]) -> dict[str, Any]:
             "gradients": sum(_bytes(buffer.grad_data) for buffer in buffers),
             "optimizer": _optimizer_bytes(optimizer, set(_storages(parameters.values()))),
             "payloads": sent.payloads,
+            "peak": live.peak,
+            "cp_rank": context.cp_rank,
+            "documents": stream.micro_batch(0).packed_seq_params.lengths,
+            "layer": _bytes_of_a_layer(recipe, stream, context) if context.pp_size == 1 else None,
         }
+
+
+def _bytes_of_a_layer(recipe: Any, stream: Any, context: Any) -> int:
+    """What a forward pass of one pack leaves behind with two layers, more than with one."""
+    from dsm_engine.model.gpt import build_chunks, initialize_weights
+
+    batch = stream.micro_batch(0)
+    kept = []
+    for num_layers in (2, 1):
+        model = recipe.model.model_copy(update={"num_layers": num_layers})
+        precision = recipe.training.precision
+        (gpt,) = build_chunks(model, recipe.parallel, precision, context, attention="split")
+        initialize_weights([gpt], model, context, seed=1)
+        with SavedBytes(gpt) as saved:
+            gpt(
+                batch.tokens,
+                batch.position_ids,
+                None,
+                labels=batch.labels,
+                packed_seq_params=batch.packed_seq_params,
+            )
+        kept.append(saved.total)
+    return kept[0] - kept[1]
 
 
 def _bytes(tensor: torch.Tensor) -> int:

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.multi
 WORKER = Path(__file__).with_name("metrics_worker.py")
 STEPS = 2
 LAYOUTS: dict[str, dict[str, Any]] = {
-    "dp2": {},
+    "dp2": {"overlap_grad_reduce": True, "overlap_param_gather": True},
     "tp2_sp": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
     "pp2": {"pipeline_model_parallel_size": 2},
     "cp2": {"context_parallel_size": 2},
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, sample_data: Path, make_recip
         values["training"] |= {"loss_weighting": weighting, "global_batch_size": 16}
         values["data"] |= {"strategy": "concat_split", "alignment": 4, "seq_length": 240}
         if weighting == "token":
-            values["evaluation"] = {"recipe": "unused.yaml", "every": STEPS, "timeout_s": 60}
+            values["evaluation"] = {"recipe": "unused.yaml", "every": 1, "timeout_s": 60}
         return values
 
     for weighting in WEIGHTINGS:
@@ -93,12 +93,32 @@ def test_an_evaluation_in_the_job_gets_the_whole_models_weights(
     runs: Path, tmp_path: Path, layout: str
 ) -> None:
     run = runs / f"{layout}_token"
-    (line,) = [line for line in read_metrics(run) if line["kind"] == "evaluation"]
-    assert (line["step"], line["scores"], line["error"]) == (STEPS, {"toy/cot": 0.25}, None)
-    assert 1 < line["seconds"] < 60
+    lines = [line for line in read_metrics(run) if line["kind"] == "evaluation"]
+    assert [line["step"] for line in lines] == [1, STEPS]
+    for line in lines:
+        assert (line["scores"], line["error"]) == ({"toy/cot": 0.25}, None)
+        assert 0.2 < line["seconds"] < 60
     convert(run, tmp_path / "hf")
-    report = run / "evaluation" / f"step_{STEPS:08d}" / "report"
+    report = _report(run, STEPS)
     names = sorted(path.name for path in (tmp_path / "hf").iterdir())
     assert sorted(path.name for path in report.iterdir()) == names
     for name in names:
         assert (report / name).read_bytes() == (tmp_path / "hf" / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_evaluation_before_a_checkpoint_has_the_newest_weights(runs: Path, layout: str) -> None:
+    """Of dp2, whose ranks gather them with the next forward pass only."""
+    from safetensors.torch import load_file
+
+    weights = load_file(_report(runs / f"{layout}_token", 1) / "model.safetensors")
+    others = load_file(_report(runs / "tp2_sp_token", 1) / "model.safetensors")
+    later = load_file(_report(runs / "tp2_sp_token", STEPS) / "model.safetensors")
+    for name, tensor in weights.items():
+        scale = others[name].norm()
+        assert (tensor - others[name]).norm() < 1e-5 * scale, name
+        assert (later[name] - others[name]).norm() > 1e-4 * scale, "a step moves them"
+
+
+def _report(run: Path, step: int) -> Path:
+    return run / "evaluation" / f"step_{step:08d}" / "report"

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from dsm_engine.planning.activations import layer_activations, micro_batch
 from dsm_engine.planning.communication import layout_sizes, micro_batch_traffic, step_traffic
-from dsm_engine.planning.memory import static_bytes
+from dsm_engine.planning.memory import memory_by_stage, static_bytes
 from dsm_engine.planning.parameters import stage_chunks
 from dsm_engine.training.config import TrainRecipe
 
@@ -125,13 +126,8 @@ def test_parameters_and_static_memory_are_those_of_every_rank_exactly(
     sizes = layout_sizes(parallel, WORLD_SIZE)
     for rank in counted[name]:
         chunks = stage_chunks(model, parallel, stage=rank["pp_rank"], dp_cp_size=sizes.dp_cp)
-        static = static_bytes(
-            chunks,
-            parallel,
-            precision,
-            dp_cp_size=sizes.dp_cp,
-            shard=rank["dp_cp_rank"],
-        )
+        shard = rank["dp_cp_rank"] if parallel.use_distributed_optimizer else 0
+        static = static_bytes(chunks, parallel, precision, shard=shard)
         assert sum(chunk.numel for chunk in chunks) == rank["numel"]
         assert static.weights == rank["weights"]
         assert static.gradients == rank["gradients"]
@@ -148,12 +144,65 @@ def test_the_rank_with_most_is_the_one_that_is_reported(
     sizes = layout_sizes(parallel, WORLD_SIZE)
     for stage in range(sizes.pp):
         chunks = stage_chunks(model, parallel, stage=stage, dp_cp_size=sizes.dp_cp)
-        most = static_bytes(chunks, parallel, recipe.training.precision, dp_cp_size=sizes.dp_cp)
+        most = static_bytes(chunks, parallel, recipe.training.precision)
         found = max(rank["optimizer"] for rank in counted[name] if rank["pp_rank"] == stage)
         # Each bucket's largest shard may be another rank's: at most, not exactly.
         assert found <= most.optimizer
         if sum(len(chunk.buckets) for chunk in chunks) == 1:
             assert found == most.optimizer
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in LAYOUTS if "pipeline_model_parallel_size" not in LAYOUTS[name]]
+)
+def test_a_layers_activations_are_what_autograd_keeps_on_every_rank(
+    name: str, counted: dict[str, list[dict[str, Any]]], recipes: dict[str, TrainRecipe]
+) -> None:
+    """To the byte; under CP attention on a CPU keeps masks beside that, which a GPU has not."""
+    recipe = recipes[name]
+    model, parallel = recipe.model, recipe.parallel
+    assert model is not None
+    batch = micro_batch(parallel, recipe.training.precision, recipe.data.seq_length)
+    planned = layer_activations(
+        model, parallel, batch, recompute=parallel.recompute, on_cpu=True
+    ).total
+    for rank in counted[name]:
+        masks = _mask_numel(rank["documents"], rank["cp_rank"], parallel.context_parallel_size)
+        assert rank["layer"] == planned + masks * batch.element
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in LAYOUTS if "context_parallel_size" not in LAYOUTS[name]]
+)
+def test_the_peak_of_a_steps_passes_is_the_planned_one_within_a_tenth(
+    name: str, counted: dict[str, list[dict[str, Any]]], recipes: dict[str, TrainRecipe]
+) -> None:
+    """On every rank and stage, micro-batches in flight and messages included."""
+    recipe = recipes[name]
+    assert recipe.model is not None
+    sizes = layout_sizes(recipe.parallel, WORLD_SIZE)
+    stages = memory_by_stage(
+        recipe.model,
+        recipe.parallel,
+        recipe.training.precision,
+        seq_length=recipe.data.seq_length,
+        num_micro_batches=recipe.training.global_batch_size // sizes.dp,
+        dp_size=sizes.dp,
+        overhead=0,
+        on_cpu=True,
+    )
+    for rank in counted[name]:
+        stage = stages[rank["pp_rank"]]
+        assert stage.activations + stage.working_set == pytest.approx(rank["peak"], rel=0.1)
+
+
+def _mask_numel(lengths: list[int], cp_rank: int, cp: int) -> int:
+    """A rank's two chunks of each document against all keys before their ends; the first chunk of
+    a document needs no mask."""
+    if cp == 1:
+        return 0
+    chunks = [place for place in (cp_rank, 2 * cp - 1 - cp_rank) if place]
+    return sum((length // (2 * cp)) ** 2 * (place + 1) for length in lengths for place in chunks)
 
 
 @pytest.mark.parametrize("name", LAYOUTS)

@@ -39,15 +39,14 @@ LEAKING: dict[str, tuple[list[str], str]] = {
     "leaking_pp4": ([*PP4, *ONE], "gradients leak on the last stage"),
 }
 ONE_GRADIENT: dict[str, list[str]] = {
-    "gradients_dp4": [*OVERLAP, "--precision", "both"],
+    "gradients_dp4": OVERLAP,
     "gradients_dp4_replicated": ["parallel.use_distributed_optimizer=false", "--packs", "3"],
-    "gradients_tp2_sp": TP2_SP,
     "gradients_pp2_tied": [*PP2, *TIED],
     "gradients_pp2_interleaved": [*PP2_VP2, *OVERLAP],
     "gradients_pp4": PP4,
-    "gradients_cp2": [*CP2, "--precision", "both"],
+    "gradients_cp2": [*CP2, "--precision", "both", "--packs", "3"],
     "gradients_tp2_sp_pp2": [*TP2_SP, *PP2],
-    "gradients_pp2_cp2": [*PP2, *CP2],
+    "gradients_pp2_cp2": [*PP2, *CP2, "--packs", "2", "training.loss_weighting=document"],
 }
 ANOTHER_GRADIENT: dict[str, tuple[list[str], str]] = {
     "mean_of_micro_batches": (PP4, "average per micro-batch"),
@@ -62,7 +61,10 @@ JOBS: dict[str, Job] = {
     **{name: (ISOLATION, words, None) for name, words in ISOLATED.items()},
     **{name: (ISOLATION, *job) for name, job in LEAKING.items()},
     **{name: (GRADIENTS, words, None) for name, words in ONE_GRADIENT.items()},
-    **{name: (GRADIENTS, *job) for name, job in ANOTHER_GRADIENT.items()},
+    **{
+        name: (GRADIENTS, [*words, "--packs", "2"], fault)
+        for name, (words, fault) in ANOTHER_GRADIENT.items()
+    },
     "heads": (ISOLATION, [*TP2, "model.num_query_groups=1"], None),
     "alignment": (GRADIENTS, ["parallel.context_parallel_size=2"], None),
 }

@@ -53,6 +53,8 @@ def test_every_split_has_one_gradient_in_both_precisions(
         ["data.alignment=8", "data.strategy=balanced"],
         ["model.tie_word_embeddings=true", "parallel.use_distributed_optimizer=false"],
         ["parallel.overlap_grad_reduce=true", "parallel.overlap_param_gather=true"],
+        ["training.loss_weighting=document", "data.alignment=8"],
+        ["training.loss_weighting=example", "data.strategy=concat_split", "data.overlong=drop"],
         ["parallel.recompute=full", "training.global_batch_size=1"],
     ],
 )
@@ -83,6 +85,18 @@ def test_every_fault_of_the_step_or_the_stream_is_found(
     FAULTS[fault](monkeypatch.setattr)
     printed = _fails(capsys, [recipe], f"in fp32: {part}")
     assert "one gradient for every split: FAILS" in printed
+
+
+def test_pieces_of_an_example_that_weigh_apart_are_found(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packs = ["data.strategy=concat_split", "data.seq_length=64", "data.overlong=drop"]
+    words = [recipe, *packs, "training.loss_weighting=example", "training.global_batch_size=24"]
+    words += ["--packs", 24]
+    assert main(["verify", "--gradients", *map(str, words)]) == 0, capsys.readouterr().err
+    capsys.readouterr()
+    FAULTS["pieces weighed apart"](monkeypatch.setattr)
+    _fails(capsys, words, "in the divisor were counted, the documents have ")
 
 
 def test_a_wrong_count_is_found_whatever_the_gradient(

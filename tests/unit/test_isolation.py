@@ -11,6 +11,7 @@ from dsm_engine.model.attention.packs import packed_sequences
 from dsm_engine.model.config import ModelConfig
 from dsm_engine.model.gpt import build_chunks, initialize_weights
 from dsm_engine.parallel.config import ParallelConfig
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.isolation.check import IsolationOptions, check_pack, num_passes
 from dsm_engine.training.isolation.numbers import (
     INPUT_GRADIENTS,
@@ -19,7 +20,6 @@ from dsm_engine.training.isolation.numbers import (
     LOSSES,
     PARAMETER_GRADIENTS,
     STAGE_INPUTS,
-    deterministic_mode,
     run_pass,
 )
 from dsm_engine.training.isolation.packs import (

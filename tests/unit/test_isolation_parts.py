@@ -14,6 +14,7 @@ from dsm_engine.data.pack_index import build_pack_index
 from dsm_engine.data.packed_batch import NO_LABEL
 from dsm_engine.errors import DsmError
 from dsm_engine.model.attention.packs import packed_sequences
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.isolation.comparison import (
     Agreement,
     Comparison,
@@ -28,7 +29,6 @@ from dsm_engine.training.isolation.numbers import (
     LOGITS,
     PassNumbers,
     TokenNumbers,
-    deterministic_mode,
 )
 from dsm_engine.training.isolation.packs import (
     Pack,

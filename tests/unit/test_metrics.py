@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from dsm_engine.cli.terminal import ProgressLine
+from dsm_engine.cli.train_observer import TerminalObserver
 from dsm_engine.errors import DsmError
 from dsm_engine.training.boards import refuse_missing_wandb
 from dsm_engine.training.config import LoggingConfig, TrainRecipe, WandbConfig
 from dsm_engine.training.metrics import (
     EvaluationOutcome,
     MetricsWriter,
+    RunStart,
     StepMetrics,
     read_metrics,
 )
@@ -154,3 +157,46 @@ def test_wandb_that_is_not_installed_is_said_before_anything_starts(
     with pytest.raises(DsmError, match=r"logging\.wandb: the package wandb is not installed"):
         train(recipe)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("device", "what"), [("cuda:0", "GPU"), ("cpu", "rank")])
+def test_the_progress_bar_has_loss_speed_mfu_and_the_newest_validation(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    device: str,
+    what: str,
+) -> None:
+    shown: list[Any] = []
+    monkeypatch.setattr(ProgressLine, "update", lambda _, *values: shown.append(values))
+    observer = TerminalObserver()
+    observer.on_start(
+        RunStart(
+            run=tmp_path,
+            num_parameters=1,
+            num_documents=1,
+            packs_per_epoch=10,
+            steps=20,
+            first_step=0,
+            global_batch_size=2,
+            seq_length=512,
+            world_size=1,
+            device=device,
+            attention="split",
+            notes=["something to know"],
+        )
+    )
+    observer.on_step(METRICS)
+    observer.on_validation(1, 3.0)
+    observer.on_step(replace(METRICS, step=2, tokens_per_s_per_gpu=2800.0, mfu=0.412))
+    observer.on_evaluation(2, EvaluationOutcome(scores={"a/cot": 0.5, "a/tool": None}, seconds=2.4))
+    observer.on_evaluation(2, EvaluationOutcome(scores={}, seconds=1.0, error="no disk"))
+    assert shown == [
+        (1, 20, f"loss 2.5000  1,800 tokens/s/{what}"),
+        (2, 20, f"loss 2.5000  1,900 tokens/s/{what}  MFU 41.2%  validation 3.0000"),
+    ]
+    printed = capsys.readouterr().out
+    assert "note: something to know" in printed
+    assert "note: 20 optimizer steps are few" in printed
+    assert "step 2: evaluation a/cot 50.0%, a/tool skipped (2 s)" in printed
+    assert "step 2: evaluation failed: no disk (1 s)" in printed

@@ -173,6 +173,22 @@ def test_each_mistake_of_a_layout_is_found(
     assert len(mistakes) == 1 and re.search(part, mistakes[0]), mistakes
 
 
+def test_a_model_that_its_memory_cannot_hold_is_refused_before_it_is_built(
+    tmp_path: Path, sample_data: Path, make_recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parallel = {"use_distributed_optimizer": False}
+    recipe = make_recipe(sample_data, tmp_path / "run", parallel=parallel, training__steps=1)
+    shape = TrainRecipe.model_validate(recipe).model
+    assert shape is not None
+    needed = 16 * shape.num_parameters  # fp32: weights, gradients and two moments
+    memory = "dsm_engine.training.setup.rank_memory"
+    monkeypatch.setattr(memory, lambda: needed - 1)
+    _fails(recipe, r"stage 0 holds 0\.0 GiB of weights, gradients .*dsm plan RECIPE --sweep")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(memory, lambda: needed)
+    assert train(TrainRecipe.model_validate(recipe)).exists()
+
+
 def test_a_layout_that_fits_has_no_mistakes() -> None:
     parallel = ParallelConfig(
         tensor_model_parallel_size=2,
@@ -235,4 +251,4 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_documents(
     tmp_path: Path, sample_data: Path, make_recipe: Make
 ) -> None:
     recipe = make_recipe(sample_data, tmp_path / "run", training__lr=1e30, training__steps=4)
-    _fails(recipe, r"step \d: .* is (nan|inf); .*Documents of the step, by pack: \[\[\d+")
+    _fails(recipe, r"step \d: .* is (nan|inf); .*highest loss: document \d+ \(.*--replay \d")

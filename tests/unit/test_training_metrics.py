@@ -85,7 +85,6 @@ def test_a_step_says_where_its_time_went_and_how_fast_it_was(lines: list[dict[st
         times = line["time_s"]
         assert tuple(times) == PHASES and all(seconds > 0 for seconds in times.values())
         assert sum(times.values()) == pytest.approx(line["step_time_s"])
-        assert max(times, key=times.get) == "forward_backward"
         assert line["num_slots"] == 4 * 512 > line["num_tokens"] > line["num_supervised"]
         assert line["slots_per_s_per_gpu"] * line["step_time_s"] == pytest.approx(4 * 512)
         assert line["tokens_per_s_per_gpu"] * line["step_time_s"] == pytest.approx(
@@ -93,6 +92,9 @@ def test_a_step_says_where_its_time_went_and_how_fast_it_was(lines: list[dict[st
         )
         assert line["memory_peak_bytes"] > 50 << 20
         assert line["mfu"] > 0
+    # The least of each phase over the steps: a busy machine stretches single ones.
+    least = {p: min(line["time_s"][p] for line in _of_kind(lines, "step")) for p in PHASES}
+    assert max(least, key=lambda phase: least[phase]) == "forward_backward"
     waits = _of_kind(lines, "checkpoint")
     assert [line["step"] for line in waits] == [2, 4] and all(line["wait_s"] > 0 for line in waits)
 

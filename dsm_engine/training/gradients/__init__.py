@@ -14,6 +14,7 @@ from dsm_engine.model.config import ModelConfig, Precision
 from dsm_engine.model.gpt import attention_case, build_chunks
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.gradients.batch import BatchDocument, pack_of, read_documents
 from dsm_engine.training.gradients.report import (
     GradientsReport,
@@ -34,7 +35,7 @@ from dsm_engine.training.isolation.comparison import (
     rounding_bound,
     values_differ,
 )
-from dsm_engine.training.isolation.numbers import LOSSES, PARAMETER_GRADIENTS, deterministic_mode
+from dsm_engine.training.isolation.numbers import LOSSES, PARAMETER_GRADIENTS
 from dsm_engine.training.optimizer import wrap_for_training
 from dsm_engine.training.run_data import RunData, open_run_data
 from dsm_engine.training.setup import fill_weights, model_of, refuse_disagreement, refuse_layout
@@ -98,12 +99,16 @@ class _Verification:
             pad_id=data.tokenizer.eos_id,
             seed=recipe.seed,
             context=context,
+            weighting=recipe.training.loss_weighting,
         )
         num_packs = _num_packs(recipe, options, context)
         self._pack_indices = stream.packs_of_step(0, recipe.training.global_batch_size)[:num_packs]
-        documents = read_documents(data.train, data.train_packs, self._pack_indices)
+        documents = read_documents(
+            data.train, data.train_packs, self._pack_indices, recipe.training.loss_weighting
+        )
         self._documents: list[BatchDocument] = list(itertools.chain.from_iterable(documents))
         self._num_supervised = sum(document.num_supervised for document in self._documents)
+        self._divisor = sum(document.divisor for document in self._documents)
         if self._num_supervised == 0:
             raise DsmError(
                 f"the {num_packs} packs of the batch have no supervised token: there is no "
@@ -142,7 +147,7 @@ class _Verification:
             chunks,
             (pack_of([document], width=width, device=context.device) for document in self._mine),
             context,
-            num_supervised=self._num_supervised,
+            divisor=self._divisor,
             on_document=lambda: self._advance(1),
         )
         training = recipe.training.model_copy(update={"precision": precision})
@@ -164,6 +169,7 @@ class _Verification:
             precision=precision,
             attention=backend,
             num_supervised=self._num_supervised,
+            divisor=self._divisor,
             loss=reference.loss,
             loss_bound=rounding_bound(precision, LOSSES, self._model.num_layers),
             is_zero=not any(bool(gradient.any()) for gradient in reference.parameters.values()),

@@ -32,6 +32,8 @@ class PrecisionResult:
     """The backend that computed it."""
     num_supervised: int
     """Supervised tokens of the batch's documents, counted in the dataset."""
+    divisor: int
+    """What the loss is divided by, counted there too; the same where every token counts alike."""
     loss: LossSum
     """Over the documents one by one."""
     loss_bound: float
@@ -43,8 +45,15 @@ class PrecisionResult:
     """What differs by a bit between two runs of the first split."""
 
     def loss_apart(self, split: SplitResult) -> float:
-        """Difference of the split's loss sum, as a share of the documents'."""
-        return abs(split.loss.total - self.loss.total) / max(abs(self.loss.total), 1e-30)
+        """Difference of the split's loss sum, weighted or not, as a share of the documents'."""
+        apart = [
+            abs(found - right) / max(abs(right), 1e-30)
+            for found, right in (
+                (split.loss.weighted_total, self.loss.weighted_total),
+                (split.loss.total, self.loss.total),
+            )
+        ]
+        return math.nan if any(map(math.isnan, apart)) else max(apart)
 
     @property
     def failure(self) -> str | None:
@@ -62,17 +71,22 @@ class PrecisionResult:
             ("documents summed one by one", self.loss),
             *((split.name, split.loss) for split in self.splits),
         ):
-            if loss.num_tokens != self.num_supervised:
-                return (
-                    f"in {self.precision}: {name}: {loss.num_tokens:,} supervised tokens were "
-                    f"counted, the documents have {self.num_supervised:,}"
-                )
+            for found, right, what in (
+                (loss.num_tokens, self.num_supervised, "supervised tokens were"),
+                (loss.divisor, self.divisor, "in the divisor were"),
+            ):
+                if found != right:
+                    return (
+                        f"in {self.precision}: {name}: {found:,} {what} counted, the documents "
+                        f"have {right:,}"
+                    )
         for split in self.splits:
             if not self.loss_apart(split) <= self.loss_bound:  # a NaN is beyond any bound
                 return (
-                    f"in {self.precision}: {split.name}: the loss sum {split.loss.total:.9g} is "
-                    f"not the documents' {self.loss.total:.9g} (apart {self.loss_apart(split):.3g}"
-                    f" of it, bound {self.loss_bound:.3g})"
+                    f"in {self.precision}: {split.name}: the loss sum "
+                    f"{split.loss.weighted_total:.9g} is not the documents' "
+                    f"{self.loss.weighted_total:.9g} (apart {self.loss_apart(split):.3g} of it, "
+                    f"bound {self.loss_bound:.3g})"
                 )
         for split in self.splits:
             if not split.gradient.holds:

@@ -1,7 +1,7 @@
 """The gradient of a global batch: by the engine's own step, and summed document by document."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ _TIED = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 @dataclass(frozen=True, kw_only=True)
 class BatchGradient:
-    """Gradient of the mean loss a supervised token of the batch, and that loss."""
+    """Gradient of the loss of the batch, as training minimizes it, and its sums."""
 
     loss: LossSum
     parameters: dict[str, Tensor]
@@ -37,11 +37,11 @@ def reference_gradient(
     documents: Iterable[MicroBatch],
     context: ParallelContext,
     *,
-    num_supervised: int,
+    divisor: int,
     on_document: Callable[[], None] = lambda: None,
 ) -> BatchGradient:
     """This data-parallel rank's documents, each a whole pack by itself: their gradients as autograd
-    gives them are added up, then those of all ranks, and divided once by `num_supervised`.
+    gives them are added up, then those of all ranks, and divided once.
 
     The chunks are not wrapped for training: Megatron's gradient buffers and its final reductions
     have no part in it.
@@ -50,7 +50,7 @@ def reference_gradient(
     gradients = {
         shard.name: torch.zeros_like(shard.parameter, dtype=torch.float32) for shard in shards
     }
-    sums = torch.zeros(2, dtype=torch.float64, device=context.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=context.device)
     for document in documents:
         sums += run_through_stages(chunks, document, context, gradients=True)
         for name, gradient in take_gradients(chunks, context).items():
@@ -59,7 +59,7 @@ def reference_gradient(
     data_parallel = parallel_state.get_data_parallel_group()
     for gradient in gradients.values():
         dist.all_reduce(gradient, group=data_parallel)
-        gradient /= num_supervised
+        gradient /= divisor
     if chunks[0].share_embeddings_and_output_weights and context.pp_size > 1:
         # First and last stage hold the same matrix, and each has a part of its gradient.
         for name in _TIED:
@@ -67,16 +67,14 @@ def reference_gradient(
                 dist.all_reduce(gradients[name], group=parallel_state.get_embedding_group())
     dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
     dist.all_reduce(sums, group=parallel_state.get_pipeline_model_parallel_group())
-    total, num_tokens = sums.tolist()
-    return BatchGradient(
-        loss=LossSum(
-            weighted_total=total,
-            divisor=int(num_tokens),
-            total=total,
-            num_tokens=int(num_tokens),
-        ),
-        parameters=gradients,
+    weighted_total, counted, total, num_tokens = sums.tolist()
+    loss = LossSum(
+        weighted_total=weighted_total,
+        divisor=int(counted),
+        total=total,
+        num_tokens=int(num_tokens),
     )
+    return BatchGradient(loss=loss, parameters=gradients)
 
 
 def engine_gradient(
@@ -104,7 +102,7 @@ def engine_gradient(
     for chunk in wrapped:
         _gather_shards(chunk)
     return BatchGradient(
-        loss=loss,
+        loss=replace(loss, token_losses=()),  # sums are compared, and sent to other ranks
         parameters={
             shard.name: shard.parameter.main_grad  # pyright: ignore[reportAttributeAccessIssue]
             for chunk in chunks

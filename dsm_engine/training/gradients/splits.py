@@ -2,14 +2,13 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from dsm_engine.data.pack_index import PackStrategy, build_pack_index
 from dsm_engine.parallel.context import ParallelContext
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.gradients.batch import BatchDocument, pack_of
+from dsm_engine.training.isolation.schedule import without_loss
 from dsm_engine.training.stream import MicroBatch, PackStream, share_of_rank
 
 
@@ -34,8 +33,7 @@ class Split:
             num_left -= 1
             yield batch
         for _ in range(num_left):
-            batch = self.spare()
-            yield replace(batch, loss_weights=torch.zeros_like(batch.loss_weights))
+            yield without_loss(self.spare())
 
 
 def splits_of(
@@ -80,6 +78,14 @@ def width_of_one(recipe: TrainRecipe, documents: Sequence[BatchDocument]) -> int
     return _divisible(recipe, max(document.num_slots for document in documents))
 
 
+def micro_batches_of_a_rank(num_packs: int, context: ParallelContext) -> int:
+    """How many each data-parallel rank takes, so that all take as many."""
+    most = -(-num_packs // context.dp_size)
+    if context.vp_size > 1:  # an interleaved pipeline takes them in groups of PP
+        most += -most % context.pp_size
+    return most
+
+
 def _another_width(recipe: TrainRecipe, alone: int, capacity: int) -> int:
     """Between that of the longest document and that of a pack; twice a pack's where there is
     nothing between."""
@@ -98,7 +104,7 @@ def _as_trained(
     return Split(
         name="packs as trained on",
         width=width,
-        num_micro_batches=_micro_batches_of_a_rank(len(pack_indices), context),
+        num_micro_batches=micro_batches_of_a_rank(len(pack_indices), context),
         own=lambda: stream.micro_batches(list(pack_indices)),
         spare=lambda: stream.micro_batch(pack_indices[0]),
     )
@@ -116,13 +122,16 @@ def _in_another_order(
     places = sorted(range(len(counts)), key=lambda place: -counts[place])
     if places == sorted(places):
         places.reverse()
-    most = -(-len(places) // context.dp_size)
-    mine = places[context.dp_rank * most : (context.dp_rank + 1) * most]
+    # The stream deals them in turns.
+    turns = sorted(range(len(places)), key=lambda turn: turn % context.dp_size)
+    ordered = [0] * len(places)
+    for turn, place in zip(turns, places, strict=True):
+        ordered[turn] = pack_indices[place]
     return Split(
         name="packs in another order",
         width=width,
-        num_micro_batches=_micro_batches_of_a_rank(len(places), context),
-        own=lambda: (stream.micro_batch(pack_indices[place]) for place in mine),
+        num_micro_batches=micro_batches_of_a_rank(len(places), context),
+        own=lambda: stream.micro_batches(ordered),
         spare=lambda: stream.micro_batch(pack_indices[0]),
     )
 
@@ -137,14 +146,7 @@ def _of_documents(
     return Split(
         name=name,
         width=width,
-        num_micro_batches=_micro_batches_of_a_rank(len(packs), context),
+        num_micro_batches=micro_batches_of_a_rank(len(packs), context),
         own=lambda: map(micro_batch, mine),
         spare=lambda: micro_batch(packs[0]),
     )
-
-
-def _micro_batches_of_a_rank(num_packs: int, context: ParallelContext) -> int:
-    most = -(-num_packs // context.dp_size)
-    if context.vp_size > 1:  # an interleaved pipeline takes them in groups of PP
-        most += -most % context.pp_size
-    return most

@@ -19,8 +19,8 @@ from dsm_engine.model.config import ModelConfig, Precision
 from dsm_engine.model.gpt import attention_case, build_chunks
 from dsm_engine.parallel.context import ParallelContext, parallel_context
 from dsm_engine.training.config import TrainRecipe
+from dsm_engine.training.deterministic import deterministic_mode
 from dsm_engine.training.isolation.check import IsolationOptions, check_pack, num_passes
-from dsm_engine.training.isolation.numbers import deterministic_mode
 from dsm_engine.training.isolation.packs import Pack, choose_packs, read_pack
 from dsm_engine.training.isolation.report import IsolationReport, PackResult, merge_ranks
 from dsm_engine.training.run_data import open_run_data

@@ -1,7 +1,6 @@
 """What one forward and backward pass over a pack computes, and deterministic mode around it."""
 
 import contextlib
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -100,23 +99,6 @@ def take_gradients(chunks: Sequence[GPTModel], context: ParallelContext) -> dict
             group = parallel_state.get_context_parallel_group()
             dist.all_reduce(gradients[shard.name], group=group)
     return gradients
-
-
-@contextlib.contextmanager
-def deterministic_mode() -> Iterator[None]:
-    """Within it torch takes deterministic algorithms only, or says that it has none."""
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    # cuBLAS is deterministic with workspaces of a fixed size only; torch asks for it.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        if workspace is None:
-            del os.environ["CUBLAS_WORKSPACE_CONFIG"]
 
 
 class _Capture:

@@ -21,15 +21,14 @@ def run_through_stages(
     it with the same pack.
 
     With `gradients`, those of the sum of supervised losses are added to `grad` of this rank's
-    parameters, as far as its own tokens give them. Returns the sum of losses and the number of
-    supervised tokens, fp64 [2]: those of this rank's tokens on the last stage, elsewhere 0.
+    parameters, as far as its own tokens give them. Returns fp64 [4], the first four of `LossSum`:
+    those of this rank's tokens on the last stage, elsewhere 0.
     """
     share = share_of_rank(batch, context)
     micro_batches = [share]
     if context.vp_size > 1:
         # An interleaved pipeline takes them in groups of PP; the others have no loss.
-        without_loss = replace(share, loss_weights=torch.zeros_like(share.loss_weights))
-        micro_batches += [without_loss] * (context.pp_size - 1)
+        micro_batches += [without_loss(share)] * (context.pp_size - 1)
     iterators = itertools.tee(micro_batches, len(chunks))
     with torch.set_grad_enabled(gradients):
         reports = get_forward_backward_func()(
@@ -41,7 +40,13 @@ def run_through_stages(
             micro_batch_size=1,
             forward_only=not gradients,
         )
-    sums = torch.zeros(2, dtype=torch.float64, device=context.device)
+    sums = torch.zeros(4, dtype=torch.float64, device=context.device)
     for report in reports:
-        sums += report["loss_sum_and_tokens"].double()
+        sums += report["sums"][:4]
     return sums
+
+
+def without_loss(batch: MicroBatch) -> MicroBatch:
+    """The same pack, which the loss of the step does not count."""
+    divisor = None if batch.divisor is None else torch.zeros_like(batch.divisor)
+    return replace(batch, loss_weights=torch.zeros_like(batch.loss_weights), divisor=divisor)
