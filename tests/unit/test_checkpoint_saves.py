@@ -13,7 +13,7 @@ from dsm_engine.errors import DsmError
 from dsm_engine.training.checkpoint import latest_checkpoint, under_way
 from dsm_engine.training.config import TrainRecipe
 from dsm_engine.training.loop import train
-from dsm_engine.training.metrics import RunStart, StepMetrics, read_metrics
+from dsm_engine.training.metrics import EvaluationOutcome, RunStart, StepMetrics, read_metrics
 
 
 class _Observer:
@@ -38,6 +38,8 @@ class _Observer:
 
     def on_save_failed(self, step: int, fault: str) -> None:
         self.told.append(("save_failed", step))
+
+    def on_evaluation(self, step: int, outcome: EvaluationOutcome) -> None: ...
 
 
 def _recipe(make_recipe: Any, data: Path, run: Path, *, save_async: bool, **changes: Any) -> Any:
@@ -156,6 +158,17 @@ def test_what_cannot_be_written_beside_the_tensors_fails_the_save_too(
     recipe = _recipe(make_recipe, sample_data, tmp_path / "run", save_async=True)
     assert train(recipe).name == "step_00000004"
     assert not (tmp_path / "run" / "checkpoints" / "step_00000002").exists()
+
+
+def test_a_folder_that_cannot_be_made_fails_the_save(
+    sample_data: Path, make_recipe: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoints").write_text("in the way")
+    recipe = _recipe(make_recipe, sample_data, tmp_path / "run", save_async=True)
+    with pytest.raises(DsmError, match=r"3 checkpoints in a row .*the folder cannot be made"):
+        train(recipe)
+    assert (tmp_path / "run" / "checkpoints").read_text() == "in the way"
 
 
 def test_a_run_that_diverges_publishes_the_checkpoint_that_was_being_written(

@@ -19,6 +19,7 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from torch import Tensor
 
 from dsm_engine.training.checkpoint.description import OptimizerKind
+from dsm_engine.training.checkpoint.whole_model import ONLY_HERE
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -201,8 +202,7 @@ def _state_boxes(
 
 
 def _replica(weight: Any, *, split: bool) -> Any:
-    """Megatron counts data-parallel replicas last; of a split state each rank has its own part."""
-    return (*weight[:-1], 0) if split else weight
+    return (*weight[:-1], ONLY_HERE) if split else weight
 
 
 @dataclass(frozen=True, kw_only=True)

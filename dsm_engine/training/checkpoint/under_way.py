@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter, _StoragePrefix
@@ -57,7 +58,7 @@ class SaveUnderWay:
         updates: int,
     ) -> None:
         """`state` holds this rank's boxes (`torch_state`), which must stay as they are until
-        `is_writing` is False. `updates` counts what the moments of this rank have seen."""
+        `is_written`. `updates` counts what the moments of this rank have seen."""
         self._run = run
         self._description = description
         self._context = context
@@ -74,14 +75,16 @@ class SaveUnderWay:
         self._thread = threading.Thread(target=self._write, args=(plan,), name="checkpoint")
         self._thread.start()
 
-    @property
-    def is_writing(self) -> bool:
-        """Whether this rank still writes."""
-        return self._thread.is_alive()
+    def is_written(self) -> bool:
+        """Whether every rank has done its part; all ask together."""
+        done = torch.tensor(int(not self._thread.is_alive()), device=self._context.device)
+        dist.all_reduce(done, op=dist.ReduceOp.MIN)
+        return bool(done.item())
 
     def end(self) -> SaveOutcome:
         """Waits for all ranks; publishes what they have written, or removes it."""
-        self._thread.join()
+        while not self.is_written():  # each time anew: one long wait would run into a time-out
+            self._thread.join(0.1)
         ranks = _gather(self._written, self._context)
         fault = self._publish(ranks) if self._context.rank == 0 else None
         fault = _from_rank_0(fault)

@@ -12,8 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_replica
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 
@@ -22,7 +21,7 @@ from dsm_engine.parallel.context import ParallelContext
 from dsm_engine.training.checkpoint.description import CheckpointDescription
 from dsm_engine.training.checkpoint.moments import count_updates, held_slices, moment_boxes
 from dsm_engine.training.checkpoint.under_way import SaveOutcome, SaveUnderWay
-from dsm_engine.training.checkpoint.whole_model import torch_state, weight_boxes
+from dsm_engine.training.checkpoint.whole_model import own_boxes, torch_state, weight_boxes
 
 MAX_FAILURES = 3
 """Saves in a row that may fail before the run ends."""
@@ -71,11 +70,7 @@ class CheckpointWriter:
 
         Raises DsmError where it is the third save in a row that fails.
         """
-        if self._pending is None:
-            return []
-        done = torch.tensor([not self._pending.is_writing], device=self._context.device).int()
-        dist.all_reduce(done, op=dist.ReduceOp.MIN)
-        return self.wait() if done.item() else []
+        return self.wait() if self._pending is not None and self._pending.is_written() else []
 
     def finish(self) -> list[SaveOutcome]:
         """Waits for the save under way and publishes it.
@@ -111,8 +106,7 @@ class CheckpointWriter:
                 assert self._optimizer is not None
                 updates = count_updates(self._optimizer)
                 boxes += moment_boxes(held_slices(self._optimizer), weights)
-            boxes = [box for box in boxes if is_main_replica(box.replica_id)]
-            boxes = [_copied(box) if self._background else _apart(box) for box in boxes]
+            boxes = [_copied(box) if self._background else _apart(box) for box in own_boxes(boxes)]
         return SaveUnderWay(
             self._run,
             description,
