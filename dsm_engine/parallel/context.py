@@ -1,6 +1,7 @@
 """Starts and ends the process groups of one job, on CPU/gloo and CUDA/NCCL alike."""
 
 import contextlib
+import gc
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -89,6 +90,7 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
         cpu_backend.install()
     from megatron.core import parallel_state
 
+    gc.collect()  # a job before this one leaves its process groups, two threads each, to it
     joined_here = not dist.is_initialized()
     if joined_here:
         _join(device, timedelta(seconds=config.timeout_s))
