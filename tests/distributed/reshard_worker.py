@@ -132,6 +132,11 @@ def _load_and_save_again(job: dict[str, Any]) -> None:
                     shard.shard_of(expected[_stored_name(shard.name, expected)]),
                 )
             ]
+            if (
+                not recipe.parallel.use_distributed_optimizer
+                and recipe.training.precision == "fp32"
+            ):
+                wrong += _wrong_moments(chunks, optimizer, expected, context)
             assert not wrong, (context.rank, wrong)
             description = describe_checkpoint(source)
             again = save_checkpoint(recipe.run, description, chunks, optimizer, context, keep=1)
@@ -153,6 +158,25 @@ def _load_and_save_again(job: dict[str, Any]) -> None:
                 }
         if context.rank == 0:
             Path(job["output"]).write_text(json.dumps(results), encoding="utf-8")
+
+
+def _wrong_moments(chunks: Any, optimizer: Any, expected: Any, context: Any) -> list[str]:
+    """The moments as torch's optimizer has them, against this rank's part of those stored."""
+    import torch
+
+    from dsm_engine.model.gpt import named_shards
+
+    (member,) = optimizer.chained_optimizers
+    return [
+        f"{moment} of {shard.name}"
+        for chunk in chunks
+        for shard in named_shards(chunk, context)
+        for moment in ("exp_avg", "exp_avg_sq")
+        if not torch.equal(
+            member.optimizer.state[shard.parameter][moment],
+            shard.shard_of(expected[f"optimizer.state.{moment}.{shard.name}"]),
+        )
+    ]
 
 
 def _stored_name(name: str, tensors: dict[str, Any]) -> str:
