@@ -36,6 +36,8 @@ class _Observer:
         self.told.append(("checkpoint", step))
         assert latest_checkpoint(folder.parent.parent) == folder
 
+    def on_fault(self, step: int, text: str) -> None: ...
+
     def on_save_failed(self, step: int, fault: str) -> None:
         self.told.append(("save_failed", step))
 
