@@ -76,5 +76,5 @@ def read_and_write(job: dict[str, Any]) -> dict[str, Any]:
     return {"num_read": num_read, "num_held": held}
 
 
-if __name__ == "__main__":  # Megatron's checkpoint writer imports this module again
+if __name__ == "__main__":
     main()

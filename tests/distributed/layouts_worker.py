@@ -26,5 +26,5 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-if __name__ == "__main__":  # Megatron's checkpoint writer imports this module again
+if __name__ == "__main__":
     main()
