@@ -94,6 +94,7 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
     joined_here = not dist.is_initialized()
     if joined_here:
         _join(device, timedelta(seconds=config.timeout_s))
+    groups_before = _groups()
     vp_size = config.virtual_pipeline_model_parallel_size
     try:
         minutes: Any = config.timeout_s / 60  # annotated int, used as a number
@@ -123,11 +124,21 @@ def parallel_context(config: ParallelConfig, *, seed: int) -> Iterator[ParallelC
             )
             with context.closing:
                 yield context
+            if not joined_here:  # else they end with the job
+                dist.barrier()  # gloo aborts where a group ends that another rank still makes
+                for group in _groups() - groups_before:
+                    dist.destroy_process_group(group)
         finally:
             parallel_state.destroy_model_parallel()
     finally:
         if joined_here:
             dist.destroy_process_group()
+
+
+def _groups() -> set[Any]:
+    """The process groups of this process; Megatron keeps no list of those it makes."""
+    world: Any = dist.distributed_c10d._world
+    return set(world.pg_map)
 
 
 def _choose_device(config: ParallelConfig) -> torch.device:
