@@ -175,7 +175,10 @@ def _stage_memory(
     in_flight = micro_batches_in_flight(parallel, stage=stage, num_micro_batches=num_micro_batches)
     layers = in_flight * (model.num_layers // (pp * parallel.virtual_pipeline_model_parallel_size))
     kept = layer_activations(model, parallel, batch, recompute=parallel.recompute, on_cpu=on_cpu)
-    head = head_activations(model, parallel, batch).kept if is_last else 0
+    head = 0
+    if is_last:  # and the losses of all tokens of the step, which a fault's report names
+        losses = _FP32 * batch.tokens * num_micro_batches
+        head = head_activations(model, parallel, batch).kept + losses
     tensor = batch.rows * model.hidden_size * batch.element
     activations = layers * kept.total + head
     pipeline = 0 if pp == 1 else (in_flight + 2) * tensor

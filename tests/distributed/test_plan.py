@@ -174,7 +174,7 @@ def test_a_layers_activations_are_what_autograd_keeps_on_every_rank(
 @pytest.mark.parametrize(
     "name", [name for name in LAYOUTS if "context_parallel_size" not in LAYOUTS[name]]
 )
-def test_the_peak_of_a_steps_passes_is_the_planned_one_within_an_eighth(
+def test_the_peak_of_a_steps_passes_is_the_planned_one_within_a_tenth(
     name: str, counted: dict[str, list[dict[str, Any]]], recipes: dict[str, TrainRecipe]
 ) -> None:
     """On every rank and stage, micro-batches in flight and messages included."""
@@ -193,7 +193,7 @@ def test_the_peak_of_a_steps_passes_is_the_planned_one_within_an_eighth(
     )
     for rank in counted[name]:
         stage = stages[rank["pp_rank"]]
-        assert stage.activations + stage.working_set == pytest.approx(rank["peak"], rel=0.125)
+        assert stage.activations + stage.working_set == pytest.approx(rank["peak"], rel=0.1)
 
 
 def _mask_numel(lengths: list[int], cp_rank: int, cp: int) -> int:
